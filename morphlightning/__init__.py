@@ -1,0 +1,69 @@
+"""Networks that are not smooth, on PyTorch Lightning, with every ingredient a plugin.
+
+Everything is imported when it is first used: ``import morphlightning`` loads neither Lightning nor any plugin.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from morphlightning import vision as _vision
+
+if TYPE_CHECKING:
+    from morphlightning import callbacks, data, errors, functional, interfaces, layers, metrics, models, registry, testing
+    from morphlightning.checkpoint_io import SafeCheckpointIO
+    from morphlightning.layers import apply_update_heuristics
+    from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "callbacks",
+    "data",
+    "errors",
+    "functional",
+    "interfaces",
+    "layers",
+    "metrics",
+    "models",
+    "registry",
+    "testing",
+)
+_NAMES = {
+    "MorphologicalAutoencoder": "models",
+    "MorphologicalClassifier": "models",
+    "SafeCheckpointIO": "checkpoint_io",
+    "apply_update_heuristics": "layers",
+}
+__all__ = [  # noqa: F822 - loaded on demand below
+    "MorphologicalAutoencoder",
+    "MorphologicalClassifier",
+    "SafeCheckpointIO",
+    "__version__",
+    "apply_update_heuristics",
+    "callbacks",
+    "data",
+    "errors",
+    "functional",
+    "interfaces",
+    "layers",
+    "metrics",
+    "models",
+    "registry",
+    "testing",
+]
+
+_vision.guard()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"morphlightning.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"morphlightning.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'morphlightning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES, *_NAMES])

@@ -1,0 +1,70 @@
+"""Lightning callbacks: what guards a run, and what draws its figures.
+
+Names are imported on first use, so a callback that needs matplotlib costs nothing to those who do not draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from morphlightning.callbacks.finite import FiniteGuard
+    from morphlightning.callbacks.random_state import RandomState
+    from morphlightning.callbacks.rank_agreement import RankAgreement
+    from morphlightning.callbacks.sigterm import GracefulSigterm
+
+_HOMES = {
+    "FiniteGuard": "finite",
+    "GracefulSigterm": "sigterm",
+    "RandomState": "random_state",
+    "RankAgreement": "rank_agreement",
+}
+
+__all__ = [
+    "FiniteGuard",
+    "GracefulSigterm",
+    "RandomState",
+    "RankAgreement",
+    "default_callbacks",
+    "missing_callbacks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def default_callbacks() -> list[Callback]:
+    """The guards that every model of ours runs with: RankAgreement, FiniteGuard, GracefulSigterm, RandomState."""
+    from morphlightning.callbacks.finite import FiniteGuard
+    from morphlightning.callbacks.random_state import RandomState
+    from morphlightning.callbacks.rank_agreement import RankAgreement
+    from morphlightning.callbacks.sigterm import GracefulSigterm
+
+    return [RankAgreement(), FiniteGuard(), GracefulSigterm(), RandomState()]
+
+
+def missing_callbacks(present: Iterable[Callback]) -> list[Callback]:
+    """The default callbacks of which ``present`` holds no instance, for ``LightningModule.configure_callbacks``.
+
+    Lightning replaces a Trainer's callback by the module's own of the same type. Returning only what is missing makes
+    the user's instance win::
+
+        def configure_callbacks(self):
+            return missing_callbacks(self.trainer.callbacks)
+
+    Args:
+        present: The Trainer's callbacks.
+    """
+    held = list(present)
+    return [default for default in default_callbacks() if not any(isinstance(own, type(default)) for own in held)]

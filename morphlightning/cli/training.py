@@ -1,0 +1,167 @@
+"""``morphlightning fit|validate|test|predict``: LightningCLI with our defaults and short errors."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import morphlightning.data.folder
+import morphlightning.data.images
+import morphlightning.models  # noqa: F401 - makes the short class names of models and data known
+from morphlightning.callbacks import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
+from morphlightning.checkpoint_io import SafeCheckpointIO
+from morphlightning.errors import MorphLightningError, RunExistsError
+from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for any LightningModule and LightningDataModule.
+
+    Unless switched off by the Trainer's own flags (``--trainer.logger false``, ``enable_progress_bar``,
+    ``enable_checkpointing``) or replaced by the user's own, a run has a TensorBoard logger, a rich progress bar, the
+    best and the last checkpoint, a learning-rate monitor, figures (``--figures false``), and safe checkpoint files.
+    """
+
+    def __init__(self, args: Any = None, run: bool = True) -> None:
+        quiet: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs=quiet | {name: quiet for name in self.subcommands()} if run else quiet,
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Arguments of a run beside Lightning's."""
+        parser.add_argument("--run", type=str | None, default=None, help="Run folder; new, runs/<model>-<time> if None.")
+        parser.add_argument("--figures", type=bool, default=True, help="Draw figures to TensorBoard and PNG files.")
+        parser.add_argument("--monitor", type=str, default="val/loss", help="Logged value that the best checkpoint has.")
+        parser.add_argument("--mode", type=str, default="min", help="Whether the best is the 'min' or the 'max'.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The Trainer, with defaults for what the user left open."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            folder = run_folder(self._get(self.config_init, "run"), type(self.model).__name__)
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name="", version=folder.name)
+        kwargs["callbacks"] = [*(config.get("callbacks") or []), *self._default_callbacks(config)]
+        kwargs["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _default_callbacks(self, config: dict[str, Any]) -> list[Callback]:
+        """What the user neither switched off nor gave."""
+        logs = config.get("logger") is not False
+        monitor, mode = self._get(self.config_init, "monitor"), self._get(self.config_init, "mode")
+        wanted: list[Callback] = []
+        if config.get("enable_progress_bar") is not False:
+            wanted.append(RichProgressBar())
+        if config.get("enable_checkpointing") is not False:
+            best = "best-{epoch}-{step}"
+            wanted.append(ModelCheckpoint(monitor=monitor, mode=mode, filename=best, save_last=True))
+        if logs:
+            wanted.append(LearningRateMonitor())
+        if logs and self._get(self.config_init, "figures"):
+            wanted += figure_callbacks(self.model)
+        given = tuple(type(callback) for callback in config.get("callbacks") or [])
+        bars = (RichProgressBar, TQDMProgressBar)
+        own_bar = any(issubclass(kind, bars) for kind in given)
+        return [c for c in wanted if not isinstance(c, given) and not (own_bar and isinstance(c, bars))]
+
+
+def figure_callbacks(model: L.LightningModule) -> list[Callback]:
+    """The figures that mean something for a model."""
+    figures: list[Callback] = [StructuringFunctions(), LearningCurves()]
+    if isinstance(model, MorphologicalClassifier):
+        figures.append(ConfusionMatrix())
+    if isinstance(model, MorphologicalAutoencoder):
+        figures.append(Reconstructions())
+    return figures
+
+
+def run_folder(given: str | None, name: str) -> Path:
+    """The folder of a new run.
+
+    Raises:
+        RunExistsError: It is there already.
+    """
+    folder = Path(given) if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if rank_zero_only.rank == 0 and folder.exists() and any(folder.iterdir()):
+        raise RunExistsError(
+            f"the run folder {folder} exists already and nothing in it is overwritten; choose another --run "
+            "(to resume a run, give its checkpoint with --ckpt_path and a new --run)"
+        )
+    return folder
+
+
+def run(argv: list[str]) -> int:
+    """Run one of Lightning's subcommands; a configuration that cannot work is told in a few lines."""
+    try:
+        with _process_arguments(argv):
+            TrainingCLI()
+    except (ArgumentError, ValueError) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
+        print(f"(see morphlightning {argv[0]} --help, or --print_config for all settings)", file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain(error: BaseException) -> str | None:
+    """What is wrong with a configuration, without the parser's search for other readings; None for other errors."""
+    if isinstance(error, MorphLightningError):
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MorphLightningError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.strip().startswith(_NOISE)]
+    if isinstance(error, ArgumentError) or len(lines) < len(str(error).splitlines()):
+        return "\n".join(lines)
+    return None
+
+
+# lines in which jsonargparse lists what else a value could have been
+_NOISE = (
+    "Does not validate against any",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "- Does not validate",
+    "- Expected a <class 'NoneType'>",
+)
+
+
+@contextmanager
+def _process_arguments(argv: list[str]) -> Iterator[None]:
+    """LightningCLI and the DDP launcher both read the arguments of the process."""
+    before = sys.argv
+    sys.argv = [before[0], *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before

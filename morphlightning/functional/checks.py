@@ -1,0 +1,30 @@
+"""What every operator asks of its arguments."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from morphlightning.errors import DtypeError, ShapeError
+
+
+def check_real(where: str, **tensors: Tensor) -> None:
+    """Raise DtypeError for integer, boolean or complex tensors."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise DtypeError(
+                f"{where}: {name} is {tensor.dtype}, expected a floating-point tensor; "
+                f"for images, {name}.float() / 255 maps 8-bit values to [0, 1]"
+            )
+
+
+def check_dense(where: str, x: Tensor, w: Tensor, axis: int) -> None:
+    """Raise ShapeError unless the last axis of x has the size of axis ``axis`` of the matrix w."""
+    check_real(where, x=x, w=w)
+    if w.ndim != 2:
+        raise ShapeError(f"{where}: w has shape {tuple(w.shape)}, expected a matrix (out, in)")
+    if x.ndim == 0 or x.shape[-1] != w.shape[axis]:
+        side = ("out", "in")[axis]
+        raise ShapeError(
+            f"{where}: the last axis of x must have the size of w's axis {axis} ({side} = {w.shape[axis]}), "
+            f"got x {tuple(x.shape)} and w {tuple(w.shape)}; flatten or transpose x"
+        )

@@ -1,0 +1,112 @@
+"""What all layers with one max-plus weight share: missing weights, rules by name, initialization, statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning import registry
+from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.interfaces import SiteSpec, Spec
+from morphlightning.layers.site import Site
+from morphlightning.pipeline import Pipeline
+
+
+class MorphLayer(nn.Module):
+    """A layer with one max-plus weight.
+
+    Missing weights are those where ``mask`` is False: they count as -inf, whatever the parameter holds, so they never
+    win, receive no gradient and make no NaN. The parameter itself stays finite.
+
+    Args:
+        shape: Shape of the weight, output units first.
+        window: How many of the last axes are a window.
+        derivative: Derivative rule at ties.
+        heuristic: Heuristic or composition of them.
+        initializer: Fills the weight; entries of -inf become missing.
+        mask: Boolean, False where a weight is missing; broadcast to the weight's shape.
+        generator: Source of randomness of the initializer.
+    """
+
+    op: ClassVar[str]
+    weight: nn.Parameter
+    mask: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        window: int = 0,
+        *,
+        derivative: Spec = "first",
+        heuristic: Spec = "plain",
+        initializer: Spec = "upper",
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if any(n < 1 for n in shape):
+            raise ConfigError(f"{type(self).__name__}: every size must be >= 1, got a weight of shape {shape}")
+        self._window = window
+        self.pipeline = Pipeline.parse(derivative, heuristic)
+        self.initializer = registry.build("initializers", initializer)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.register_buffer("mask", self._checked_mask(mask))
+        self.reset_parameters(generator)
+        self.site = Site(self.weight, self.pipeline)
+
+    def _checked_mask(self, mask: Tensor | None) -> Tensor:
+        shape = self.weight.shape
+        if mask is None:
+            return torch.ones(shape, dtype=torch.bool)
+        try:
+            mask = mask.bool().expand(shape).clone()
+        except RuntimeError:
+            raise ShapeError(f"{type(self).__name__}: mask {tuple(mask.shape)} does not fit weight {tuple(shape)}") from None
+        return mask
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Fill the weight by the layer's initializer."""
+        shape = tuple(self.weight.shape)
+        filled = self.initializer.fill(SiteSpec(self.op, shape, shape[len(shape) - self._window :]), generator)
+        self.mask &= (filled > -math.inf).to(self.mask.device)
+        self.weight.copy_(filled.masked_fill(filled == -math.inf, 0.0))
+        empty = (~self.mask).flatten(1).all(1).nonzero()[:, 0].tolist()
+        if empty:
+            raise ConfigError(
+                f"{type(self).__name__}: output {empty[0]} has no finite weight ({len(empty)} such outputs of "
+                f"{shape[0]}); it would be -inf for every input. Leave at least one weight of each output in the mask"
+            )
+
+    @property
+    def effective_weight(self) -> Tensor:
+        """The weight with -inf where it is missing."""
+        return torch.where(self.mask, self.weight, -math.inf)
+
+    def begin(self, samples: int) -> Tensor | None:
+        """Note a forward pass; returns the ghost leaf whose gradient will be the touch count, where one is wanted."""
+        if not (self.training and torch.is_grad_enabled() and self.site.needs):
+            return None
+        self.site.check_applied()
+        self.site.record(samples)
+        return self.site.ghost
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.site.weight = self.weight
+        self.site.allocate()  # a bare attribute does not move with the module
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.site.clear()
+
+    def extra_repr(self) -> str:
+        """Shape and rules."""
+        missing = int((~self.mask).sum())
+        rules = f"derivative={self.pipeline.policy.rule!r}"
+        return f"weight={tuple(self.weight.shape)}, {rules}" + (f", missing={missing}" if missing else "")

@@ -1,0 +1,185 @@
+"""Dense layers: every output sees every input of the last axis."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning.functional.checks import check_dense
+from morphlightning.functional.dense import max_plus
+from morphlightning.layers.base import MorphLayer
+
+
+class _DenseLayer(MorphLayer):
+    """A layer with weights (out_features, in_features); options as for :class:`MorphLayer`."""
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        super().__init__((out_features, in_features), **options)
+        self.in_features, self.out_features = in_features, out_features
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Check x; the effective weight and the ghost leaf of this pass."""
+        weight = self.effective_weight
+        check_dense(type(self).__name__, x, weight, 1)
+        return weight, self.begin(x.shape[:-1].numel())
+
+
+class Dilation(_DenseLayer):
+    r"""Dense dilation :math:`y_i = \max_j x_j + w_{ij}`: (..., in_features) to (..., out_features).
+
+    Args:
+        in_features: Size of the last axis of x.
+        out_features: Number of units.
+        **options: derivative, heuristic, initializer, mask, generator; see :class:`MorphLayer`.
+
+    Source: the max-plus perceptron (Davidson and Ritter); conventions in docs/conventions.md.
+    """
+
+    op: ClassVar[str] = "dilation"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dilate the last axis."""
+        weight, ghost = self.start(x)
+        return max_plus(x, weight, self.pipeline.policy, ghost)
+
+
+class Erosion(_DenseLayer):
+    r"""Dense erosion :math:`y_i = \min_j x_j - w_{ij}`: (..., in_features) to (..., out_features).
+
+    Arguments as for :class:`Dilation`.
+    """
+
+    op: ClassVar[str] = "erosion"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Erode the last axis."""
+        weight, ghost = self.start(x)
+        return -max_plus(-x, weight, self.pipeline.policy, ghost)
+
+
+class Opening(_DenseLayer):
+    """Dense opening with one weight for both stages: (..., in_features) to itself, by way of ``out_features`` units.
+
+    Anti-extensive and idempotent. An input that no weight reaches gives -inf. Arguments as for :class:`Dilation`.
+    """
+
+    op: ClassVar[str] = "opening"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Erosion, then its adjoint dilation."""
+        weight, ghost = self.start(x)
+        policy = self.pipeline.policy
+        eroded = -max_plus(-x, weight, policy, ghost)
+        return max_plus(eroded, weight.t(), policy, None if ghost is None else ghost.t())
+
+
+class Closing(_DenseLayer):
+    """Dense closing with one weight for both stages; extensive and idempotent. As :class:`Opening`."""
+
+    op: ClassVar[str] = "closing"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dilation, then its adjoint erosion."""
+        weight, ghost = self.start(x)
+        policy = self.pipeline.policy
+        dilated = max_plus(x, weight, policy, ghost)
+        return -max_plus(-dilated, weight.t(), policy, None if ghost is None else ghost.t())
+
+
+class SupOfErosions(nn.Module):
+    r"""Supremum of erosions :math:`y_i = \max_m \min_j x_j - w_{imj}`: (..., in_features) to (..., out_features).
+
+    By Matheron's theorem every increasing, translation-invariant operator has this form with enough terms.
+
+    Args:
+        in_features: Size of the last axis of x.
+        out_features: Number of outputs.
+        terms: Erosions of each output.
+        **options: As for :class:`MorphLayer`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, terms: int = 4, **options: Any) -> None:
+        super().__init__()
+        self.terms = terms
+        self.erosion = Erosion(in_features, out_features * terms, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The largest of the erosions of each output; the first of equal ones."""
+        return self.erosion(x).unflatten(-1, (-1, self.terms)).max(-1).values
+
+
+class DilationErosion(nn.Module):
+    """Dilations and erosions side by side: (..., in_features) to (..., 2 out_features), dilations first.
+
+    Args:
+        in_features: Size of the last axis of x.
+        out_features: Number of dilations, and of erosions.
+        **options: As for :class:`MorphLayer`, for both.
+
+    Source: the dilation-erosion block of Mondal et al., arXiv 1901.00109.
+    """
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        super().__init__()
+        self.dilation = Dilation(in_features, out_features, **options)
+        self.erosion = Erosion(in_features, out_features, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both, concatenated."""
+        return torch.cat([self.dilation(x), self.erosion(x)], -1)
+
+
+class DilationErosionPerceptron(nn.Module):
+    r"""Convex mix :math:`\lambda_i \max_j (x_j + a_{ij}) + (1 - \lambda_i) \min_j (x_j - b_{ij})`.
+
+    (..., in_features) to (..., out_features). One lambda a unit, in (0, 1): the sigmoid of the parameter ``logit``,
+    1/2 at the start.
+
+    Args:
+        in_features: Size of the last axis of x.
+        out_features: Number of units.
+        **options: As for :class:`MorphLayer`, for both operators.
+
+    Source: the dilation-erosion perceptron (Araujo; Valle, arXiv 2003.02306), with the sign of b as in our erosions.
+    """
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        super().__init__()
+        self.dilation = Dilation(in_features, out_features, **options)
+        self.erosion = Erosion(in_features, out_features, **options)
+        self.logit = nn.Parameter(torch.zeros(out_features))
+
+    @property
+    def mix(self) -> Tensor:
+        """Lambda, shape (out_features,)."""
+        return self.logit.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix both."""
+        mix = self.mix.to(x.dtype)
+        return mix * self.dilation(x) + (1 - mix) * self.erosion(x)
+
+
+class MinMaxPlus(nn.Module):
+    """Linear, then max-plus, then min-plus: (..., in_features) to (..., out_features).
+
+    Args:
+        in_features: Size of the last axis of x.
+        hidden_features: Width between the three layers.
+        out_features: Number of outputs.
+        **options: As for :class:`MorphLayer`, for both morphological layers.
+
+    Source: the block of Min-Max-Plus networks, arXiv 2102.06358.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, **options: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, hidden_features)
+        self.dilation = Dilation(hidden_features, hidden_features, **options)
+        self.erosion = Erosion(hidden_features, out_features, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the three layers."""
+        return self.erosion(self.dilation(self.linear(x)))

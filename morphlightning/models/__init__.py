@@ -1,0 +1,7 @@
+"""LightningModules: classifier, autoencoder, and the base that trains them by plugins."""
+
+from morphlightning.models.autoencoder import MorphologicalAutoencoder
+from morphlightning.models.classifier import MorphologicalClassifier
+from morphlightning.models.training import PluginTraining
+
+__all__ = ["MorphologicalAutoencoder", "MorphologicalClassifier", "PluginTraining"]

@@ -1,0 +1,100 @@
+"""Networks of our models, composed from layers; ordinary nn.Modules that can be used on their own."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from morphlightning import registry
+from morphlightning.errors import ConfigError
+from morphlightning.interfaces import Spec
+from morphlightning.layers import Dilation, DilationErosion, MorphPool2d
+
+Pool = Literal["morphological", "max", "average"]
+POOLS: tuple[Pool, ...] = ("morphological", "max", "average")
+
+
+def activation_layer(activation: Spec, channels: int, channel_dim: int) -> nn.Module:
+    """One pointwise module for ``channels`` channels."""
+    module: nn.Module = registry.build("activations", activation, channels=channels, channel_dim=channel_dim)
+    return module
+
+
+def pooling_layer(pool: Pool, channels: int, derivative: Spec, heuristic: Spec, initializer: Spec) -> nn.Module:
+    """Pooling by 2 of ``channels`` channels."""
+    if pool == "morphological":
+        return MorphPool2d(channels, 3, 2, 1, derivative=derivative, heuristic=heuristic, initializer=initializer)
+    if pool == "max":
+        return nn.MaxPool2d(3, 2, 1)
+    if pool == "average":
+        return nn.AvgPool2d(3, 2, 1)
+    raise ConfigError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
+
+
+def convolutional_stages(
+    in_shape: tuple[int, ...],
+    channels: Sequence[int],
+    pool: Pool,
+    activation: Spec,
+    derivative: Spec,
+    heuristic: Spec,
+    initializer: Spec,
+) -> nn.Sequential:
+    """For each stage a 3x3 convolution with batch norm, the activation, and pooling by 2."""
+    if len(in_shape) != 3:
+        raise ConfigError(f"in_shape must be (channels, height, width) for convolutional stages, got {in_shape}")
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    before = in_shape[0]
+    for number, width in enumerate(channels, 1):
+        stages[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1, bias=False)
+        stages[f"norm{number}"] = nn.BatchNorm2d(width)
+        stages[f"activation{number}"] = activation_layer(activation, width, 1)
+        stages[f"pool{number}"] = pooling_layer(pool, width, derivative, heuristic, initializer)
+        before = width
+    return nn.Sequential(stages)
+
+
+def dense_stages(
+    in_features: int, hidden: Sequence[int], activation: Spec, derivative: Spec, heuristic: Spec, initializer: Spec
+) -> nn.Sequential:
+    """Dilations and erosions side by side; between two such layers a linear map and the activation.
+
+    Without the linear maps between them max-plus layers alone are not universal (arXiv 2505.09710).
+    """
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    before = in_features
+    for number, width in enumerate(hidden, 1):
+        if number > 1:
+            stages[f"linear{number}"] = nn.Linear(before, width)
+            stages[f"activation{number}"] = activation_layer(activation, width, -1)
+            before = width
+        rules = {"derivative": derivative, "heuristic": heuristic, "initializer": initializer}
+        stages[f"morph{number}"] = DilationErosion(before, width, **rules)
+        before = 2 * width
+    return nn.Sequential(stages)
+
+
+def classifier_head(
+    head: str, in_features: int, num_classes: int, units: int, derivative: Spec, heuristic: Spec
+) -> nn.Module:
+    """``linear``, or ``max_plus``: a linear layer of ``units`` filters and a dilation with a class-specific start."""
+    if head == "linear":
+        return nn.Linear(in_features, num_classes)
+    if head == "max_plus":
+        dilation = Dilation(units, num_classes, derivative=derivative, heuristic=heuristic, initializer="sparse")
+        return nn.Sequential(OrderedDict(filters=nn.Linear(in_features, units), dilation=dilation))
+    raise ConfigError(f"head must be 'linear' or 'max_plus', got {head!r}")
+
+
+def features_of(module: nn.Module, in_shape: tuple[int, ...]) -> int:
+    """Number of values that ``module`` makes of one input, found by running it on zeros."""
+    training = module.training
+    with torch.no_grad():
+        y = module.eval()(torch.zeros(1, *in_shape))
+    module.train(training)
+    return math.prod(y.shape[1:])

@@ -1,0 +1,139 @@
+"""Image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.interfaces import Spec
+from morphlightning.models import losses
+from morphlightning.models.backbones import Pool, classifier_head, convolutional_stages, dense_stages, features_of
+from morphlightning.models.training import PluginTraining
+
+
+class MorphologicalClassifier(PluginTraining):
+    """Classifier with morphological layers: convolutional stages, dense stages, head - each may be left out.
+
+    The default is two stages of convolution and morphological pooling with a linear head. ``channels=()`` with
+    ``hidden=(100,)`` is the dense network: dilations and erosions of the pixels, then linear. ``channels=()`` with
+    ``head="max_plus"`` is linear, then max-plus.
+
+    Batches are (images, labels): images (batch, *in_shape), labels (batch,) integers. ``forward`` gives logits
+    (batch, num_classes), ``predict_step`` class probabilities.
+
+    Args:
+        in_shape: Shape of one image, (channels, height, width).
+        num_classes: Number of classes.
+        channels: Widths of the convolutional stages, each a 3x3 convolution, batch norm, activation and pooling by 2.
+        hidden: Widths of the dense stages, each that many dilations and as many erosions.
+        head: ``"linear"`` or ``"max_plus"``.
+        head_units: Filters before a max-plus head.
+        pool: ``"morphological"``, or ``"max"`` or ``"average"`` for the same network without morphology.
+        backbone: A module of your own in place of both kinds of stages: (batch, *in_shape) to (batch, ...). It is not
+            part of the hyperparameters; give it again to ``load_from_checkpoint``.
+        activation: Component of kind activations.
+        derivative: Component of kind derivatives, for all morphological layers.
+        heuristic: Component of kind heuristics or a composition such as ``"best+count_normalized"``.
+        initializer: Component of kind initializers, for all morphological layers but the head.
+        optimizer: Component of kind optimizers.
+        regularizers: Components of kind regularizers.
+        diagnostics: Components of kind diagnostics.
+        loss: Name of a loss, or a callable (logits, labels) to a mean.
+
+    Raises:
+        ConfigError: Settings that do not fit together.
+        PluginError: A component that is unknown, broken or given wrong parameters.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int] = (1, 28, 28),
+        num_classes: int = 10,
+        channels: Sequence[int] = (16, 32),
+        hidden: Sequence[int] = (),
+        head: Literal["linear", "max_plus"] = "linear",
+        head_units: int = 150,
+        pool: Pool = "morphological",
+        backbone: nn.Module | None = None,
+        activation: Spec = "relu",
+        derivative: Spec = "first",
+        heuristic: Spec = "plain",
+        initializer: Spec = "upper",
+        optimizer: Spec = "adam",
+        regularizers: Sequence[Spec] = (),
+        diagnostics: Sequence[Spec] = (),
+        loss: str | losses.Loss = "cross_entropy",
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "backbone", "__class__")}
+        given |= {"in_shape": list(in_shape), "channels": list(channels), "hidden": list(hidden)}
+        given |= {"regularizers": list(regularizers), "diagnostics": list(diagnostics)}
+        if num_classes < 2:
+            raise ConfigError(f"MorphologicalClassifier: num_classes must be >= 2, got {num_classes}")
+        super().__init__(losses.resolve(loss, losses.CLASSIFICATION), optimizer, regularizers, diagnostics)
+        self.declare(
+            given,
+            activation="activations",
+            derivative="derivatives",
+            heuristic="heuristics",
+            initializer="initializers",
+            optimizer="optimizers",
+            regularizers="regularizers",
+            diagnostics="diagnostics",
+        )
+        self.in_shape, self.num_classes = tuple(in_shape), num_classes
+        rules = (activation, derivative, heuristic, initializer)
+        if backbone is None:
+            backbone = nn.Sequential()
+            if channels:
+                backbone.append(convolutional_stages(self.in_shape, channels, pool, *rules))
+            backbone.append(nn.Flatten())
+            backbone.append(dense_stages(features_of(backbone, self.in_shape), hidden, *rules))
+        self.backbone = backbone
+        features = features_of(backbone, self.in_shape)
+        self.head = classifier_head(head, features, num_classes, head_units, derivative, heuristic)
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "calibration_error": MulticlassCalibrationError(num_classes),
+            }
+        )
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.stage_metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.example_input_array = torch.zeros(2, *self.in_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, num_classes) of images (batch, *in_shape)."""
+        if tuple(x.shape[1:]) != self.in_shape:
+            raise ShapeError(
+                f"MorphologicalClassifier: images have shape {tuple(x.shape[1:])} after the batch axis, the model was "
+                f"built for in_shape={self.in_shape}; pass in_shape of your data"
+            )
+        logits: Tensor = self.head(self.backbone(x).flatten(1))
+        return logits
+
+    def loss(self, output: Tensor, target: Tensor, inputs: Tensor, prefix: str = "train") -> Tensor:
+        """As the base, with the training accuracy."""
+        self.train_accuracy(output.detach(), target)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(inputs))
+        return super().loss(output, target, inputs, prefix)
+
+    def evaluate(self, batch: Any, stage: str) -> None:
+        """Loss, accuracy and calibration error."""
+        inputs, target = batch
+        logits = self(inputs)
+        self.log(f"{stage}/loss", self.data_loss(logits, target), sync_dist=True, batch_size=len(inputs), prog_bar=True)
+        metrics = self.stage_metrics[stage]
+        metrics.update(logits.softmax(-1), target)
+        self.log_dict(metrics, batch_size=len(inputs), prog_bar=True)  # type: ignore[arg-type]
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities (batch, num_classes)."""
+        inputs = batch[0] if isinstance(batch, list | tuple) else batch
+        probabilities: Tensor = self(inputs).softmax(-1)
+        return probabilities

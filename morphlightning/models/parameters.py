@@ -1,0 +1,43 @@
+"""Which role each parameter plays: optimizers treat roles, not names."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from morphlightning.interfaces import Group
+from morphlightning.layers import MorphLayer
+
+ROLES = ("morph", "linear", "norm", "bias", "activation", "other")
+_LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+_NORM = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def parameter_groups(module: nn.Module) -> list[Group]:
+    """The trainable parameters of a module by role; roles without parameters are left out.
+
+    Weight decay makes sense for the weights of linear and convolution layers and for what is not known better. It
+    does not for max-plus weights (0 wins, -inf vanishes), norms, biases and activations.
+    """
+    groups = {role: Group(role, [], [], decay=role in ("linear", "other")) for role in ROLES}
+    seen: set[int] = set()
+    for path, child in module.named_modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            group = groups[_role(child, name)]
+            group.names.append(f"{path}.{name}".lstrip("."))
+            group.params.append(parameter)
+    return [group for group in groups.values() if group.params]
+
+
+def _role(module: nn.Module, name: str) -> str:
+    if isinstance(module, MorphLayer):
+        return "morph"
+    if isinstance(module, _NORM):
+        return "norm"
+    if name == "bias":
+        return "bias"
+    if isinstance(module, _LINEAR):
+        return "linear"
+    return "activation" if hasattr(module, "api_version") else "other"

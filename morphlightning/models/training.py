@@ -1,0 +1,264 @@
+"""The training step shared by all our models: optimizer, regularizers, diagnostics and heuristics by plugin."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+import morphlightning
+from morphlightning import pipeline, registry
+from morphlightning.callbacks import missing_callbacks
+from morphlightning.checkpoint_io import SafeCheckpointIO
+from morphlightning.errors import ConfigError, NotSupportedError
+from morphlightning.interfaces import (
+    Batch,
+    Constrained,
+    Loop,
+    Regularizer,
+    RegularizerContext,
+    Spec,
+    TorchOptimizer,
+    TrainerFacts,
+)
+from morphlightning.layers import apply_update_heuristics
+from morphlightning.models.losses import Loss
+from morphlightning.models.parameters import parameter_groups
+
+
+class PluginTraining(L.LightningModule):
+    """A LightningModule whose optimizer, regularizers and diagnostics are plugins.
+
+    A subclass builds its network, defines ``forward`` and ``evaluate``, and calls :meth:`declare` for the components
+    it was given. Training is automatic with a ``TorchOptimizer`` and manual with a ``Loop``; nothing else changes.
+
+    Args:
+        data_loss: Mean loss of (output, target).
+        optimizer: A component of kind optimizers.
+        regularizers: Components whose terms are added to the loss.
+        diagnostics: Components that run as callbacks of this model.
+    """
+
+    def __init__(
+        self, data_loss: Loss, optimizer: Spec, regularizers: Sequence[Spec] = (), diagnostics: Sequence[Spec] = ()
+    ) -> None:
+        super().__init__()
+        self.data_loss = data_loss
+        self.optimizer_component: TorchOptimizer | Loop = registry.build("optimizers", optimizer)
+        self.automatic_optimization = not isinstance(self.optimizer_component, Loop)
+        self._bound: torch.optim.Optimizer | None = None
+        self.regularizers: dict[str, Regularizer] = {}
+        for spec in regularizers:
+            self.regularizers[_label(spec, self.regularizers)] = registry.build("regularizers", spec)
+        self.diagnostics: list[Callback] = [registry.build("diagnostics", spec) for spec in diagnostics]
+        self._components: list[dict[str, str]] = []
+        self._unsaveable: list[str] = []
+
+    def declare(self, hyperparameters: dict[str, Any], **kinds: str) -> None:
+        """Save hyperparameters as plain values and remember who provides the components among them.
+
+        Args:
+            hyperparameters: Constructor arguments by name.
+            **kinds: Which of them are components, and of which kind.
+        """
+        plain = dict(hyperparameters)
+        for name, kind in kinds.items():
+            try:
+                plain[name] = self._plain(kind, hyperparameters[name])
+            except ConfigError as error:
+                self._unsaveable.append(f"{name}: {error}")
+                plain[name] = repr(hyperparameters[name])
+        self.save_hyperparameters(plain)
+
+    def _plain(self, kind: str, spec: Spec) -> Any:
+        several = isinstance(spec, list | tuple)
+        for part in pipeline.split(spec) if kind == "heuristics" else spec if several else [spec]:
+            self._components.append(registry.provenance(kind, part))
+        if several:
+            return [registry.config(kind, part) for part in spec]
+        return spec if isinstance(spec, str) else registry.config(kind, spec)
+
+    # ------------------------------------------------------------------------------------------ for subclasses
+    @abstractmethod
+    def evaluate(self, batch: Any, stage: str) -> None:
+        """Log the metrics of a validation or test batch under ``<stage>/``."""
+
+    def loss(self, output: Tensor, target: Tensor, inputs: Tensor, prefix: str = "train") -> Tensor:
+        """Data loss plus regularizers, logged as ``<prefix>/loss`` and ``regularizer/<name>``."""
+        total = self.data_loss(output, target)
+        self.log(f"{prefix}/loss", total.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(inputs))
+        context = RegularizerContext(inputs, output, self.global_step, self._dataset_size)
+        for name, regularizer in self.regularizers.items():
+            term = regularizer.term(self, context)
+            self.log(f"regularizer/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(inputs))
+            total = total + term
+        return total
+
+    @property
+    def _dataset_size(self) -> int:
+        loader = self.trainer.train_dataloader
+        return len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else 0
+
+    # ------------------------------------------------------------------------------------------------- training
+    def configure_callbacks(self) -> list[Callback]:
+        """The guards that the Trainer lacks, and this model's diagnostics."""
+        return [*missing_callbacks(self.trainer.callbacks), *self.diagnostics]  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Let regularizers and the loop look at the model and refuse what they cannot do."""
+        if stage != "fit":
+            return
+        for regularizer in self.regularizers.values():
+            regularizer.bind(self)
+        if isinstance(self.optimizer_component, Loop) and (reasons := self.optimizer_component.refuse(self._facts())):
+            raise NotSupportedError(
+                f"{type(self.optimizer_component).__name__} cannot train under these settings:\n  - "
+                + "\n  - ".join(reasons)
+            )
+
+    def _facts(self) -> TrainerFacts:
+        trainer = self.trainer
+        return TrainerFacts(
+            precision=str(trainer.precision),
+            strategy=type(trainer.strategy).__name__,
+            world_size=trainer.world_size,
+            gradient_clip_val=trainer.gradient_clip_val,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The plugin's optimizer; constraints are restored after each of its steps."""
+        groups = parameter_groups(self)
+        component = self.optimizer_component
+        if isinstance(component, Loop):
+            component.bind(self, groups)
+            optimizer, schedule = component.optimizer(), None
+        else:
+            optimizer = component.build(groups)
+            schedule = component.scheduler(optimizer, self._total_steps(), self.trainer.max_epochs or -1)
+        optimizer.register_step_post_hook(self._project)
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value,typeddict-item]
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        return int(total) if total != float("inf") else -1
+
+    def _project(self, *_: Any) -> None:
+        for module in self.modules():
+            if isinstance(module, Constrained):
+                module.project_()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """One step: loss and regularizers, or one iteration of the loop."""
+        inputs, target = batch
+        if not isinstance(self.optimizer_component, Loop):
+            return self.loss(self(inputs), target, inputs)
+        context = LoopContext(self, inputs)
+        logged = self.optimizer_component.step(Batch(inputs, target), context)
+        if context.steps != 1:
+            raise ConfigError(
+                f"{type(self.optimizer_component).__name__}.step called context.step {context.steps} times in one "
+                "iteration; it must be called exactly once, or global_step and checkpoints go wrong"
+            )
+        self.log_dict({f"train/{k}": v.detach() for k, v in logged.items() if k != "loss"}, batch_size=len(inputs))
+        return None
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are reduced and unscaled: hand them through the update heuristics."""
+        apply_update_heuristics(self)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Metrics of a validation batch."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Metrics of a test batch."""
+        self.evaluate(batch, "test")
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the components' providers and the loop's auxiliary state; called on every process."""
+        if self._unsaveable:
+            raise ConfigError("this model cannot be saved:\n  - " + "\n  - ".join(self._unsaveable))
+        saved: dict[str, Any] = {"version": morphlightning.__version__, "components": self._components}
+        if isinstance(self.optimizer_component, Loop):
+            saved["auxiliary"] = self.optimizer_component.aux_state()
+        checkpoint["morphlightning"] = saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the loop's auxiliary state."""
+        auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary")
+        if auxiliary and isinstance(self.optimizer_component, Loop):
+            self.optimizer_component.load_aux_state(auxiliary)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As Lightning's, after checking the file and that the components it needs are installed.
+
+        Raises:
+            CheckpointError: The file is damaged.
+            PluginNotFoundError: A component is missing; the message names the distribution that provides it.
+        """
+        checkpoint = SafeCheckpointIO().load_checkpoint(checkpoint_path, map_location="cpu")
+        registry.require(checkpoint.get("morphlightning", {}).get("components", []), str(checkpoint_path))
+        model: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return model
+
+
+class LoopContext:
+    """What a loop may use during one iteration of a :class:`PluginTraining`; see interfaces.StepContext."""
+
+    def __init__(self, module: PluginTraining, inputs: Tensor) -> None:
+        self._module, self._inputs = module, inputs
+        self.steps = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The network's output."""
+        output: Tensor = self._module(input)
+        return output
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Data loss plus regularizers."""
+        return self._module.loss(output, target, self._inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward through Lightning, so that gradients are reduced."""
+        self._module.manual_backward(loss)
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over processes."""
+        reduced: Tensor = self._module.trainer.strategy.reduce(value, reduce_op="sum")
+        return reduced
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One optimizer step, counted once."""
+        self.steps += 1
+        optimizer = self._module.optimizers()
+        if not isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer):
+            raise ConfigError(f"a loop owns exactly one optimizer, this one gave {optimizer!r}")
+
+        def cleared() -> Tensor:
+            optimizer.zero_grad()
+            return closure()
+
+        result: Tensor = optimizer.step(closure=cleared)
+        return result
+
+
+def _label(spec: Spec, taken: dict[str, Any]) -> str:
+    name = spec if isinstance(spec, str) else spec["name"] if isinstance(spec, dict) else type(spec).__name__
+    label = str(name).rpartition(":")[2]
+    return label if label not in taken else f"{label}_{sum(key.startswith(label) for key in taken) + 1}"
+
+
+def build_activation(activation: Spec, channels: int, channel_dim: int = 1) -> nn.Module:
+    """One pointwise module for ``channels`` channels."""
+    module: nn.Module = registry.build("activations", activation, channels=channels, channel_dim=channel_dim)
+    return module

@@ -1,0 +1,208 @@
+"""Checks of optimizers: torch optimizers with their schedules, and manual-optimization loops."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning.interfaces import Group, Loop, TorchOptimizer
+from morphlightning.testing._subject import (
+    Skipped,
+    Subject,
+    is_a_plain_value,
+    is_documented,
+    is_saved_by_name,
+    require_equal,
+)
+
+_STEPS = 50
+
+
+# ------------------------------------------------------------------------------------------- torch optimizers
+def is_a_plain_value_unless_a_loop(subject: Subject) -> None:
+    """Equal parameters make equal, equally hashed objects; pickling gives an equal one back."""
+    _torch_optimizer(subject)
+    is_a_plain_value(subject)
+
+
+def takes_every_parameter_once(subject: Subject) -> None:
+    """build() puts each parameter of each group into exactly one param_group."""
+    groups = _groups()
+    optimizer = _torch_optimizer(subject).build(groups)
+    assert isinstance(optimizer, torch.optim.Optimizer), f"build() gave a {type(optimizer).__name__}"
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wanted = [id(p) for group in groups for p in group.params]
+    assert sorted(held) == sorted(wanted), f"{len(held)} parameters held, {len(wanted)} given"
+
+
+def decreases_a_convex_problem(subject: Subject) -> None:
+    """Fifty steps on a sum of squares lower it."""
+    groups = _groups()
+    optimizer = _torch_optimizer(subject).build(groups)
+    start = _loss(groups).item()
+    for _ in range(_STEPS):
+        _step(optimizer, groups)
+    end = _loss(groups).item()
+    assert end < start, f"{start:.6g} before, {end:.6g} after"
+
+
+def leaves_undecayed_groups_alone(subject: Subject) -> None:
+    """Where a group says decay=False, a first step with zero gradients moves nothing (no weight decay)."""
+    groups = _groups()
+    optimizer = _torch_optimizer(subject).build(groups)
+    before = [p.detach().clone() for group in groups for p in group.params]
+    for group in groups:
+        for p in group.params:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    after = [(p, group) for group in groups for p in group.params]
+    for old, (new, group) in zip(before, after, strict=True):
+        if not group.decay:
+            require_equal(new.detach(), old, f"parameter of role {group.role!r}")
+
+
+def keeps_missing_weights_missing(subject: Subject) -> None:
+    """A max-plus weight of -inf with gradient zero stays -inf, and spoils no other."""
+    weight = nn.Parameter(torch.tensor([[0.5, -math.inf], [1.0, 2.0]]))
+    optimizer = _torch_optimizer(subject).build([Group("morph", ["weight"], [weight], decay=False)])
+    for _ in range(3):
+        weight.grad = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
+        optimizer.step()
+    assert not weight.isnan().any(), "NaN among the weights"
+    assert (weight == -math.inf).tolist() == [[False, True], [False, False]], f"weights became {weight.tolist()}"
+
+
+def continues_bit_for_bit(subject: Subject) -> None:
+    """Ten steps equal five steps, a state_dict saved and loaded into a new optimizer, and five more."""
+    component = _torch_optimizer(subject)
+    straight = _groups()
+    optimizer = component.build(straight)
+    for _ in range(5):
+        _step(optimizer, straight)
+    broken = copy.deepcopy(straight)
+    state = copy.deepcopy(optimizer.state_dict())
+    again = component.build(broken)
+    again.load_state_dict(state)
+    for _ in range(5):
+        _step(optimizer, straight)
+        _step(again, broken)
+    for one, other in zip(straight, broken, strict=True):
+        for p, q in zip(one.params, other.params, strict=True):
+            require_equal(q.detach(), p.detach(), f"parameter of role {one.role!r}")
+
+
+def schedules_finite_rates(subject: Subject) -> None:
+    """scheduler() gives None or Lightning's configuration, with finite rates >= 0 throughout the training."""
+    component = _torch_optimizer(subject)
+    groups = _groups()
+    optimizer = component.build(groups)
+    schedule = component.scheduler(optimizer, total_steps=12, total_epochs=3)
+    if schedule is None:
+        return
+    assert isinstance(schedule, dict), f"scheduler() gave a {type(schedule).__name__}, expected a dict or None"
+    known = {"scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau"}
+    assert "scheduler" in schedule and set(schedule) <= known, f"keys {sorted(schedule)}, known are {sorted(known)}"  # noqa: PT018
+    interval = schedule.get("interval", "epoch")
+    assert interval in ("epoch", "step"), f"interval {interval!r}"
+    for _ in range(12 if interval == "step" else 3):
+        _step(optimizer, groups)
+        schedule["scheduler"].step(*((1.0,) if "monitor" in schedule else ()))
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        assert all(math.isfinite(rate) and rate >= 0 for rate in rates), f"learning rates {rates}"
+
+
+# ------------------------------------------------------------------------------------------------------- loops
+def steps_once_a_batch(subject: Subject) -> None:
+    """A loop trains through a Trainer with automatic optimization off; global_step advances once a batch."""
+    loop = _loop(subject)
+    from morphlightning.testing import _training
+
+    model = _training.classifier(optimizer=loop)
+    trainer = _training.fit(model, epochs=2)
+    assert model.automatic_optimization is False, "automatic_optimization is on"
+    assert trainer.global_step == 2 * _training.BATCHES, f"{trainer.global_step} after {2 * _training.BATCHES} batches"
+
+
+def changes_the_network(subject: Subject) -> None:
+    """After an epoch of a loop the parameters are finite, and not those of the start."""
+    loop = _loop(subject)
+    from morphlightning.testing import _training
+
+    model = _training.classifier(optimizer=loop)
+    start = copy.deepcopy(model.state_dict())
+    _training.fit(model, epochs=1)
+    after = model.state_dict()
+    assert any(not torch.equal(after[name], start[name]) for name in start), "no parameter moved"
+    assert not any(value.isnan().any() for value in after.values()), "NaN among the parameters"
+
+
+def resumes_bit_for_bit(subject: Subject) -> None:
+    """Two epochs of a loop equal one epoch, a checkpoint, and another one in a new Trainer."""
+    loops = [_loop(subject) for _ in range(3)]
+    from morphlightning.testing import _training
+
+    straight, first, second = (_training.classifier(optimizer=loop) for loop in loops)
+    _training.fit(straight, epochs=2)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "one.ckpt"
+        _training.fit(first, epochs=1, save_to=saved)
+        _training.fit(second, epochs=2, resume_from=saved)
+    _training.require_equal_parameters(second, straight)
+
+
+CHECKS = (
+    is_documented,
+    is_a_plain_value_unless_a_loop,
+    is_saved_by_name,
+    takes_every_parameter_once,
+    decreases_a_convex_problem,
+    leaves_undecayed_groups_alone,
+    keeps_missing_weights_missing,
+    continues_bit_for_bit,
+    schedules_finite_rates,
+    steps_once_a_batch,
+    changes_the_network,
+    resumes_bit_for_bit,
+)
+
+
+def _torch_optimizer(subject: Subject) -> TorchOptimizer:
+    component = subject.build()
+    if not isinstance(component, TorchOptimizer):
+        raise Skipped("a loop")
+    return component
+
+
+def _loop(subject: Subject) -> Any:
+    """What a model is given to train with the loop."""
+    component = subject.build()
+    if not isinstance(component, Loop):
+        raise Skipped("a torch optimizer")
+    return subject.spec if isinstance(subject.spec, str | dict) else component
+
+
+def _groups() -> list[Group]:
+    """Parameters of three roles, far from where the toy problem wants them."""
+    draw = torch.Generator().manual_seed(0)
+
+    def group(role: str, decay: bool, *shapes: tuple[int, ...]) -> Group:
+        params = [nn.Parameter(2 + torch.rand(shape, generator=draw)) for shape in shapes]
+        return Group(role, [f"{role}.{i}" for i in range(len(params))], params, decay)
+
+    return [group("morph", False, (4, 5)), group("linear", True, (3, 4), (2, 3)), group("bias", False, (3,))]
+
+
+def _loss(groups: list[Group]) -> Tensor:
+    return torch.stack([(p - 0.5).square().sum() for group in groups for p in group.params]).sum()
+
+
+def _step(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
+    optimizer.zero_grad()
+    _loss(groups).backward()
+    optimizer.step()

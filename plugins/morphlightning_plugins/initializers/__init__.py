@@ -1,0 +1,6 @@
+"""Initializers of max-plus weights; -inf declares a weight missing."""
+
+from morphlightning_plugins.initializers.structured import Flat, Identity, Sparse
+from morphlightning_plugins.initializers.uniform import Uniform, Upper, Zeros
+
+__all__ = ["Flat", "Identity", "Sparse", "Uniform", "Upper", "Zeros"]

@@ -1,0 +1,1 @@
+"""Two components for morphlightning: the derivative rule ``half`` and the activation ``leaky_clamp``."""
