@@ -38,7 +38,8 @@ class Pipeline:
             ConfigError: Two message heuristics, or an order that contradicts what an update declares.
         """
         if isinstance(derivative, str) and isinstance(heuristic, str):
-            return _parse_names(derivative, heuristic)
+            classes = registry.get("derivatives", derivative), *(registry.get("heuristics", h) for h in split(heuristic))
+            return _parse_names(derivative, heuristic, classes)
         return cls._parse(derivative, heuristic)
 
     @classmethod
@@ -59,7 +60,8 @@ class Pipeline:
 
 
 @lru_cache(maxsize=256)
-def _parse_names(derivative: str, heuristic: str) -> Pipeline:
+def _parse_names(derivative: str, heuristic: str, classes: tuple[Any, ...]) -> Pipeline:
+    """Functional operators parse at every call; ``classes`` is in the key because a name can change hands."""
     return Pipeline._parse(derivative, heuristic)
 
 

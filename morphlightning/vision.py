@@ -16,10 +16,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-
-import torch
+from typing import TYPE_CHECKING
 
 from morphlightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _INSTALL = "pip install 'morphlightning[vision]'"
 _REMEDY = (
@@ -59,6 +61,8 @@ def import_torchvision() -> ModuleType:
     guard()
     if _folder() is None:
         raise ConfigError(f"torchvision is not installed and this needs it; install it with: {_INSTALL}")
+    import torch
+
     try:
         return importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
@@ -72,6 +76,8 @@ def torchvision_status() -> str:
     """Describe the installed torchvision in a line: absent, healthy, guarded or broken, with the remedy."""
     if _folder() is None:
         return f"absent (optional; {_INSTALL})"
+    import torch
+
     pair = f"torchvision {_version() or '(unknown version)'} beside torch {torch.__version__}"
     try:
         import_torchvision()
@@ -102,6 +108,8 @@ def _looks_mismatched(folder: Path) -> bool:
     A torchvision wheel carries its build in the version (``0.28.0+cu130``) and names its torch in its metadata
     (``Requires-Dist: torch==2.13.0``). Custom builds may do neither; they count as matching.
     """
+    import torch  # here: where torchvision is absent, `import morphlightning` need not wait for torch
+
     torch_release, _, torch_build = str(torch.__version__).partition("+")
     build = _build(folder / "version.py")
     if build and build != torch_build and (build != "cpu" or torch_build):
@@ -128,6 +136,8 @@ def _build(version_file: Path) -> str:
 
 def _operators_load(folder: Path) -> bool:
     """Try the compiled operators themselves; asked only where the builds look mismatched."""
+    import torch
+
     libraries = sorted(folder.glob("_C*.so")) + sorted(folder.glob("_C*.pyd")) + sorted(folder.glob("_C*.dylib"))
     for library in libraries:
         try:
@@ -139,6 +149,8 @@ def _operators_load(folder: Path) -> bool:
 
 
 def _define_schemas() -> None:
+    import torch
+
     global _library
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS.values():

@@ -12,23 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
+    from morphlightning.callbacks.figures import (
+        ConfusionMatrix,
+        LearningCurves,
+        Reconstructions,
+        StructuringFunctions,
+    )
     from morphlightning.callbacks.finite import FiniteGuard
+    from morphlightning.callbacks.morph_updates import MorphUpdates
     from morphlightning.callbacks.random_state import RandomState
     from morphlightning.callbacks.rank_agreement import RankAgreement
     from morphlightning.callbacks.sigterm import GracefulSigterm
 
 _HOMES = {
+    "ConfusionMatrix": "figures",
     "FiniteGuard": "finite",
     "GracefulSigterm": "sigterm",
+    "LearningCurves": "figures",
+    "MorphUpdates": "morph_updates",
     "RandomState": "random_state",
     "RankAgreement": "rank_agreement",
+    "Reconstructions": "figures",
+    "StructuringFunctions": "figures",
 }
 
 __all__ = [
+    "ConfusionMatrix",
     "FiniteGuard",
     "GracefulSigterm",
+    "LearningCurves",
+    "MorphUpdates",
     "RandomState",
     "RankAgreement",
+    "Reconstructions",
+    "StructuringFunctions",
     "default_callbacks",
     "missing_callbacks",
 ]

@@ -35,7 +35,7 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes."""
-        checkpoint[KEY] = _gather(trainer, capture(trainer.strategy.root_device))
+        checkpoint[KEY] = gather_states(trainer, capture(trainer.strategy.root_device))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states for the start of training."""
@@ -80,7 +80,7 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _gather(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
+def gather_states(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
     """States of all processes, by rank.
 
     After an exception, SIGTERM aside, a process may be alone in saving, and a collective would wait for ever.

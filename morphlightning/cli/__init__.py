@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from morphlightning.errors import MorphLightningError
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGTERM exits with 143 after a checkpoint.
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # lightning's own, in every run
     try:
         if given and given[0] in TRAINING:
             from morphlightning.cli.training import run
@@ -44,16 +46,16 @@ def _run_other(given: list[str]) -> int:
 
         return run_demo(arguments.run, arguments.epochs, arguments.seed)
     if arguments.command == "plugins":
-        from morphlightning import plugins_command
+        from morphlightning.cli import plugins
 
-        return plugins_command.run(arguments)
+        return plugins.run(arguments)
     from morphlightning import doctor
 
     return doctor.main(json=arguments.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from morphlightning import plugins_command
+    from morphlightning.cli import plugins
 
     parser = argparse.ArgumentParser("morphlightning", description="Networks that are not smooth, on Lightning.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -63,6 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", default=None, help="folder for results, which must not exist (runs/demo-<time>)")
     demo.add_argument("--epochs", type=int, default=None, help="epochs of each model (by default enough to be good)")
     demo.add_argument("--seed", type=int, default=0)
-    plugins_command.add_arguments(commands.add_parser("plugins", help="list installed components, or show one"))
+    plugins.add_arguments(commands.add_parser("plugins", help="list installed components, or show one"))
     commands.add_parser("doctor", help="check the installation").add_argument("--json", action="store_true")
     return parser

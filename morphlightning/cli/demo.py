@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
-from datetime import datetime
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from morphlightning.checkpoint_io import SafeCheckpointIO
-from morphlightning.cli.training import figure_callbacks, run_folder
+from morphlightning.cli.training import ProgressBar, figure_callbacks, run_folder
 from morphlightning.data import Digits
 from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, PluginTraining
 
@@ -45,6 +44,7 @@ def run_demo(run: str | None = None, epochs: int | None = None, seed: int = 0) -
     Raises:
         RunExistsError: The folder exists.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the table says what there is to say
     console = Console()
     folder = run_folder(run, "demo")
     console.print(f"Training two morphological networks on handwritten digits; results go to {folder}")
@@ -63,18 +63,18 @@ def run_demo(run: str | None = None, epochs: int | None = None, seed: int = 0) -
             table.add_row(name if number == 0 else "", metric, f"{value:.4f}", *beside)
     console.print(table)
     console.print(f"\nFigures: {folder}/*/figures/*.png\nCurves and figures in a browser: tensorboard --logdir {folder}")
-    console.print(f"A model again: MorphologicalClassifier.load_from_checkpoint('{folder}/classifier/last.ckpt')")
+    console.print(f"A model again: MorphologicalClassifier.load_from_checkpoint('{folder}/classifier/checkpoints/last.ckpt')")
     return 0
 
 
 def _train(model: PluginTraining, data: Digits, folder: Path, epochs: int) -> dict[str, float]:
     """Fit and test one model; the test metrics by name."""
-    checkpoints = ModelCheckpoint(folder, "best-{epoch}", monitor="val/loss", save_last=True)
+    checkpoints = ModelCheckpoint(filename="best-{epoch}", monitor="val/loss", save_last=True)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
         logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
-        callbacks=[RichProgressBar(), checkpoints, *figure_callbacks(model)],
+        callbacks=[ProgressBar(), checkpoints, *figure_callbacks(model)],
         plugins=[SafeCheckpointIO()],
         enable_model_summary=False,
         log_every_n_steps=10,

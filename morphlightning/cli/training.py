@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import (
     Callback,
@@ -19,16 +20,25 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     TQDMProgressBar,
 )
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import morphlightning.data.folder
 import morphlightning.data.images
 import morphlightning.models  # noqa: F401 - makes the short class names of models and data known
-from morphlightning.callbacks import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
+from morphlightning.callbacks.figures import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import MorphLightningError, RunExistsError
 from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration in the run folder; a run without one (``logger=False``) leaves no file."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save it once, on rank zero."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):
@@ -44,6 +54,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
+            SaveConfig,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -59,6 +70,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--figures", type=bool, default=True, help="Draw figures to TensorBoard and PNG files.")
         parser.add_argument("--monitor", type=str, default="val/loss", help="Logged value that the best checkpoint has.")
         parser.add_argument("--mode", type=str, default="min", help="Whether the best is the 'min' or the 'max'.")
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration counts: Lightning would override it by hyperparameters of the checkpoint."""
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer, with defaults for what the user left open."""
@@ -76,7 +90,7 @@ class TrainingCLI(LightningCLI):
         monitor, mode = self._get(self.config_init, "monitor"), self._get(self.config_init, "mode")
         wanted: list[Callback] = []
         if config.get("enable_progress_bar") is not False:
-            wanted.append(RichProgressBar())
+            wanted.append(ProgressBar())
         if config.get("enable_checkpointing") is not False:
             best = "best-{epoch}-{step}"
             wanted.append(ModelCheckpoint(monitor=monitor, mode=mode, filename=best, save_last=True))
@@ -90,13 +104,22 @@ class TrainingCLI(LightningCLI):
         return [c for c in wanted if not isinstance(c, given) and not (own_bar and isinstance(c, bars))]
 
 
-def figure_callbacks(model: L.LightningModule) -> list[Callback]:
+class ProgressBar(RichProgressBar):
+    """The rich progress bar with what changes during an epoch, and no version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        """Metrics to show."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: v for name, v in metrics.items() if name != "v_num" and not name.endswith("_epoch")}
+
+
+def figure_callbacks(model: L.LightningModule, every_n_epochs: int = 5) -> list[Callback]:
     """The figures that mean something for a model."""
-    figures: list[Callback] = [StructuringFunctions(), LearningCurves()]
+    figures: list[Callback] = [StructuringFunctions(every_n_epochs), LearningCurves()]
     if isinstance(model, MorphologicalClassifier):
-        figures.append(ConfusionMatrix())
+        figures.append(ConfusionMatrix(every_n_epochs))
     if isinstance(model, MorphologicalAutoencoder):
-        figures.append(Reconstructions())
+        figures.append(Reconstructions(every_n_epochs=every_n_epochs))
     return figures
 
 
@@ -118,7 +141,8 @@ def run_folder(given: str | None, name: str) -> Path:
 def run(argv: list[str]) -> int:
     """Run one of Lightning's subcommands; a configuration that cannot work is told in a few lines."""
     try:
-        with _process_arguments(argv):
+        check_yaml(argv)
+        with process_arguments(argv):
             TrainingCLI()
     except (ArgumentError, ValueError) as error:
         explained = explain(error)
@@ -128,6 +152,21 @@ def run(argv: list[str]) -> int:
         print(f"(see morphlightning {argv[0]} --help, or --print_config for all settings)", file=sys.stderr)
         return 2
     return 0
+
+
+def check_yaml(argv: list[str]) -> None:
+    """Name the file, the line and the column of YAML that cannot be read; the parser says neither.
+
+    Raises:
+        ArgumentError: A configuration file is malformed.
+    """
+    for option, value in zip(argv, argv[1:], strict=False):
+        if option in ("--config", "-c") and Path(value).is_file():
+            try:
+                yaml.safe_load(Path(value).read_text())
+            except yaml.MarkedYAMLError as error:
+                where = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+                raise ArgumentError(None, f"{value} is not valid YAML: {error.problem}{where}") from error
 
 
 def explain(error: BaseException) -> str | None:
@@ -157,7 +196,7 @@ _NOISE = (
 
 
 @contextmanager
-def _process_arguments(argv: list[str]) -> Iterator[None]:
+def process_arguments(argv: list[str]) -> Iterator[None]:
     """LightningCLI and the DDP launcher both read the arguments of the process."""
     before = sys.argv
     sys.argv = [before[0], *argv]

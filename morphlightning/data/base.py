@@ -181,7 +181,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         batch_size = self.eval_batch_size or self.hparams["batch_size"]
         dataset = self._built(name, stage)
         assert dataset is not None
-        return DataLoader(dataset, batch_size, generator=torch.Generator(), **self._loader_settings())
+        return DataLoader(dataset, batch_size=batch_size, generator=torch.Generator(), **self._loader_settings())
 
     def _built(self, name: str, stage: str) -> ImageSet | None:
         if name not in self._sets:

@@ -20,8 +20,8 @@ def check_real(where: str, **tensors: Tensor) -> None:
 def check_dense(where: str, x: Tensor, w: Tensor, axis: int) -> None:
     """Raise ShapeError unless the last axis of x has the size of axis ``axis`` of the matrix w."""
     check_real(where, x=x, w=w)
-    if w.ndim != 2:
-        raise ShapeError(f"{where}: w has shape {tuple(w.shape)}, expected a matrix (out, in)")
+    if w.ndim != 2 or w.numel() == 0:
+        raise ShapeError(f"{where}: w has shape {tuple(w.shape)}, expected a matrix (out, in) with entries")
     if x.ndim == 0 or x.shape[-1] != w.shape[axis]:
         side = ("out", "in")[axis]
         raise ShapeError(

@@ -18,6 +18,11 @@ def max_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) 
     return y.view(*x.shape[:-1], w.shape[0])
 
 
+def min_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
+    """min_j x[..., j] - w[i, j] under a policy: the dual of :func:`max_plus`."""
+    return -max_plus(-x, w, policy, ghost)
+
+
 def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
     r"""Dense dilation :math:`y_i = \max_j x_j + w_{ij}`.
 
@@ -46,7 +51,7 @@ def erosion(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
     Args, returns and errors as for :func:`dilation`; a row without a finite weight gives +inf.
     """
     check_dense("erosion", x, w, 1)
-    return -max_plus(-x, w, Pipeline.parse(derivative).policy)
+    return min_plus(x, w, Pipeline.parse(derivative).policy)
 
 
 def adjoint_erosion(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -67,7 +72,7 @@ def adjoint_erosion(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tens
         DtypeError: y or w is not floating-point.
     """
     check_dense("adjoint_erosion", y, w, 0)
-    return -max_plus(-y, w.t(), Pipeline.parse(derivative).policy)
+    return min_plus(y, w.t(), Pipeline.parse(derivative).policy)
 
 
 def adjoint_dilation(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:

@@ -6,6 +6,8 @@ are the limit of large beta. Computed from shifted scores: no overflow at any be
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,12 @@ from morphlightning.ops.soft import log_sum_exp_plus
 
 def _soft(where: str, x: Tensor, w: Tensor, beta: float | Tensor, axis: int, sign: int) -> Tensor:
     check_dense(where, x, w, axis)
+    if isinstance(beta, Tensor):
+        if beta.ndim != 0:
+            raise ConfigError(f"{where}: beta must be one number > 0, got shape {tuple(beta.shape)}")
+    elif not 0 < beta < math.inf:
+        raise ConfigError(f"{where}: beta must be a finite number > 0, got {beta}")
     beta = torch.as_tensor(beta, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    if beta.ndim != 0:
-        raise ConfigError(f"{where}: beta must be one number > 0, got shape {tuple(beta.shape)}")
     weights = w if axis == 1 else w.t()
     y = log_sum_exp_plus(sign * x.reshape(-1, x.shape[-1]), weights, beta)
     return sign * y.view(*x.shape[:-1], weights.shape[0])
@@ -38,7 +43,7 @@ def soft_dilation(x: Tensor, w: Tensor, beta: float | Tensor = 1.0) -> Tensor:
     Raises:
         ShapeError: The last axis of x does not fit w.
         DtypeError: x or w is not floating-point.
-        ConfigError: beta is not one number.
+        ConfigError: beta is not one number, or not a finite number > 0 (not checked where it is a tensor).
 
     Source: Maslov dequantization; the bound is derived in docs/conventions.md.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -92,12 +92,12 @@ class Windowing:
         return Window(per_axis("stride", self.stride, rank, 1), spacing, before, after, groups, self.border, fill)
 
 
-def per_axis(name: str, value: int | tuple[int, ...] | str, rank: int, least: int) -> tuple[int, ...]:
+def per_axis(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
     """One integer for each axis, none below ``least``."""
-    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(sizes) != rank or any(not isinstance(n, int) or n < least for n in sizes):
         raise ConfigError(f"{name} must be one integer >= {least} or {rank} of them, got {value!r}")
-    return sizes  # type: ignore[return-value]
+    return sizes
 
 
 def check_fit(where: str, x: Tensor, size: tuple[int, ...], window: Window) -> None:
@@ -173,7 +173,7 @@ def apply_window(
         axes = tuple(range(2, w.ndim))
         w, ghost = w.flip(axes), None if ghost is None else ghost.flip(axes)
     run = _compete if how.merge == "max" else _add_channels
-    y = sign * run(sign * images, w, window, policy, ghost)
+    y = run(images, w, window, policy, ghost) if sign > 0 else -run(-images, w, window, policy, ghost)
     return y if x.ndim == rank + 2 else y.squeeze(0)
 
 

@@ -13,16 +13,19 @@ All functions take x of shape (batch, channels, *space), or without the batch ax
 - a tensor (out, in / groups, *window): grouped or full, as the weights of torch's convolutions.
 
 They return (batch, out, *space) in the dtype of x, take the options of
-:class:`morphlightning.functional.windowing.Windowing` as keywords, and raise ShapeError, DtypeError or ConfigError
-with the axis or option at fault. ``derivative`` names the rule at ties.
+:class:`morphlightning.functional.windowing.Windowing` as keywords (openings, closings and top-hats take dilation,
+groups, border and value alone), and raise ShapeError, DtypeError or ConfigError with the axis or option at fault.
+``derivative`` names the rule at ties. The laws of openings and closings need the neutral border.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Unpack
 
 from torch import Tensor
 
+from morphlightning.errors import ConfigError
 from morphlightning.functional.windowing import (
     StructuringFunction,
     TiedOptions,
@@ -49,16 +52,26 @@ def erosion(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windo
 
 def opening(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:
     """Erosion, then the adjoint dilation."""
-    w, groups = weights(where, b, batched(where, x, rank), rank, how.groups)
-    how = Windowing(dilation=how.dilation, groups=groups, border=how.border, value=how.value)
-    return dilation(where, erosion(where, x, w, rank, how, policy), transposed(w, groups), rank, how, policy)
+    w, how = _tied(where, x, b, rank, how)
+    return dilation(where, erosion(where, x, w, rank, how, policy), transposed(w, how.groups), rank, how, policy)
 
 
 def closing(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:
     """Dilation, then the adjoint erosion."""
+    w, how = _tied(where, x, b, rank, how)
+    return erosion(where, dilation(where, x, w, rank, how, policy), transposed(w, how.groups), rank, how, policy)
+
+
+def _tied(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing) -> tuple[Tensor, Windowing]:
+    """The weights and options of an operator with two stages of one window, which must give back what it is given."""
+    refused = [name for name in ("stride", "padding", "merge") if getattr(how, name) != getattr(Windowing, name)]
+    if refused:
+        raise ConfigError(
+            f"{where} does not take {' or '.join(refused)}: both stages use one window and keep the image's size; "
+            "compose dilation and erosion for anything else"
+        )
     w, groups = weights(where, b, batched(where, x, rank), rank, how.groups)
-    how = Windowing(dilation=how.dilation, groups=groups, border=how.border, value=how.value)
-    return erosion(where, dilation(where, x, w, rank, how, policy), transposed(w, groups), rank, how, policy)
+    return w, replace(how, groups=groups)
 
 
 def gradient(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:

@@ -56,7 +56,7 @@ class MorphLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
         self.register_buffer("mask", self._checked_mask(mask))
         self.reset_parameters(generator)
-        self.site = Site(self.weight, self.pipeline)
+        self.site = Site(self)
 
     def _checked_mask(self, mask: Tensor | None) -> Tensor:
         shape = self.weight.shape
@@ -65,7 +65,9 @@ class MorphLayer(nn.Module):
         try:
             mask = mask.bool().expand(shape).clone()
         except RuntimeError:
-            raise ShapeError(f"{type(self).__name__}: mask {tuple(mask.shape)} does not fit weight {tuple(shape)}") from None
+            raise ShapeError(
+                f"{type(self).__name__}: mask {tuple(mask.shape)} does not fit weight {tuple(shape)}"
+            ) from None
         return mask
 
     @torch.no_grad()
@@ -73,6 +75,11 @@ class MorphLayer(nn.Module):
         """Fill the weight by the layer's initializer."""
         shape = tuple(self.weight.shape)
         filled = self.initializer.fill(SiteSpec(self.op, shape, shape[len(shape) - self._window :]), generator)
+        if filled.shape != shape or not (filled < math.inf).all():
+            raise ConfigError(
+                f"{type(self).__name__}: initializer {self.initializer!r} gave shape {tuple(filled.shape)}, or NaN or +inf;"
+                f" expected {shape}, finite, with -inf where a weight is missing"
+            )
         self.mask &= (filled > -math.inf).to(self.mask.device)
         self.weight.copy_(filled.masked_fill(filled == -math.inf, 0.0))
         empty = (~self.mask).flatten(1).all(1).nonzero()[:, 0].tolist()
@@ -87,17 +94,19 @@ class MorphLayer(nn.Module):
         """The weight with -inf where it is missing."""
         return torch.where(self.mask, self.weight, -math.inf)
 
-    def begin(self, samples: int) -> Tensor | None:
-        """Note a forward pass; returns the ghost leaf whose gradient will be the touch count, where one is wanted."""
-        if not (self.training and torch.is_grad_enabled() and self.site.needs):
-            return None
-        self.site.check_applied()
-        self.site.record(samples)
-        return self.site.ghost
+    def begin(self, samples: int) -> tuple[Tensor, Tensor | None]:
+        """Begin a pass over ``samples`` inputs.
+
+        Returns:
+            The effective weight, and the ghost leaf whose gradient becomes the touch count, where one is wanted.
+        """
+        weight = self.effective_weight
+        if not (self.training and torch.is_grad_enabled()):
+            return weight, None
+        return self.site.record(weight, samples), self.site.ghost
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.site.weight = self.weight
         self.site.allocate()  # a bare attribute does not move with the module
         return self
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from morphlightning.functional.checks import check_dense
-from morphlightning.functional.dense import max_plus
+from morphlightning.functional.dense import max_plus, min_plus
 from morphlightning.layers.base import MorphLayer
 
 
@@ -21,9 +21,8 @@ class _DenseLayer(MorphLayer):
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Check x; the effective weight and the ghost leaf of this pass."""
-        weight = self.effective_weight
-        check_dense(type(self).__name__, x, weight, 1)
-        return weight, self.begin(x.shape[:-1].numel())
+        check_dense(type(self).__name__, x, self.weight, 1)
+        return self.begin(x.shape[:-1].numel())
 
 
 class Dilation(_DenseLayer):
@@ -56,7 +55,7 @@ class Erosion(_DenseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Erode the last axis."""
         weight, ghost = self.start(x)
-        return -max_plus(-x, weight, self.pipeline.policy, ghost)
+        return min_plus(x, weight, self.pipeline.policy, ghost)
 
 
 class Opening(_DenseLayer):
@@ -71,7 +70,7 @@ class Opening(_DenseLayer):
         """Erosion, then its adjoint dilation."""
         weight, ghost = self.start(x)
         policy = self.pipeline.policy
-        eroded = -max_plus(-x, weight, policy, ghost)
+        eroded = min_plus(x, weight, policy, ghost)
         return max_plus(eroded, weight.t(), policy, None if ghost is None else ghost.t())
 
 
@@ -85,7 +84,7 @@ class Closing(_DenseLayer):
         weight, ghost = self.start(x)
         policy = self.pipeline.policy
         dilated = max_plus(x, weight, policy, ghost)
-        return -max_plus(-dilated, weight.t(), policy, None if ghost is None else ghost.t())
+        return min_plus(dilated, weight.t(), policy, None if ghost is None else ghost.t())
 
 
 class SupOfErosions(nn.Module):

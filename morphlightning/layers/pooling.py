@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, ShapeError
 from morphlightning.functional.windowing import Size, batched, check_fit
 from morphlightning.layers.windows import WindowLayer
-from morphlightning.ops.dispatch import maxplus_with_winners
+from morphlightning.ops.dispatch import maxplus, maxplus_with_provenance
 
 
 class _MorphPool(WindowLayer):
@@ -24,7 +23,7 @@ class _MorphPool(WindowLayer):
         kernel_size: Extent of the window.
         stride: Distance between output positions; None for the extent of the window.
         padding: Elements added on both sides; they never win.
-        return_provenance: Also return the flat input position of each value, for the unpooling.
+        return_provenance: Also return the flat position of each value inside its input channel, for the unpooling.
         **options: dilation, and options of :class:`MorphLayer`.
 
     Source: Groenendijk, Dorst and Gevers, arXiv 2211.14037, for learnable pooling and unpooling by provenance.
@@ -42,6 +41,12 @@ class _MorphPool(WindowLayer):
         return_provenance: bool = False,
         **options: Any,
     ) -> None:
+        refused = [name for name in ("groups", "merge") if name in options]
+        if refused:
+            raise ConfigError(
+                f"{type(self).__name__} does not take {' or '.join(refused)}: each channel is pooled by itself; "
+                "use a Dilation layer with a stride to combine channels"
+            )
         stride = kernel_size if stride is None else stride
         super().__init__(channels, None, kernel_size, stride=stride, padding=padding, **options)
         self.return_provenance = return_provenance
@@ -57,13 +62,13 @@ class _MorphPool(WindowLayer):
             )
         window = self.windowing.window(self.kernel_size, self.in_channels, -1)
         check_fit(type(self).__name__, images, self.kernel_size, window)
-        y, tap = maxplus_with_winners(images, weight, window, self.pipeline.policy, ghost)
+        lead = x.shape[: -self.rank]  # without a batch axis where x has none
         if not self.return_provenance:
-            return y.view(*x.shape[: -self.rank], *y.shape[-self.rank :])
-        unit = torch.arange(math.prod(y.shape[1:]), device=x.device)
-        cell = window.cell(unit, tap.flatten(1).clamp_min(0), images.shape, weight.shape).view(y.shape)
-        shape = (*x.shape[: -self.rank], *y.shape[-self.rank :])
-        return y.view(shape), (cell % math.prod(x.shape[-self.rank :])).view(shape)
+            y = maxplus(images, weight, window, self.pipeline.policy, ghost)
+            return y.view(*lead, *y.shape[2:])
+        y, cell = maxplus_with_provenance(images, weight, window, self.pipeline.policy, ghost)
+        position = cell % math.prod(x.shape[-self.rank :])
+        return y.view(*lead, *y.shape[2:]), position.view(*lead, *y.shape[2:])
 
 
 class _MorphUnpool(nn.Module):
@@ -128,5 +133,3 @@ class MorphUnpool3d(_MorphUnpool):
     """Unpooling of volumes."""
 
     rank: ClassVar[int] = 3
-
-

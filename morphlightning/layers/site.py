@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -11,20 +12,53 @@ from torch import Tensor, nn
 from morphlightning.errors import ConfigError
 from morphlightning.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    from morphlightning.layers.base import MorphLayer
+
+
+class _Tally(torch.autograd.Function):
+    """The identity; its backward pass adds ``samples`` to the gradient of a ghost leaf."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, ghost: Tensor, samples: int) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        _, ghost, ctx.samples = inputs
+        ctx.like = ghost.dtype, ghost.device
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        dtype, device = ctx.like
+        return grad, torch.full((), ctx.samples, dtype=dtype, device=device), None
+
 
 class Site:
     """Statistics of one weight between two optimizer steps.
 
-    The touch count is the gradient of a ghost leaf of the weight's shape: it accumulates over micro-batches like any
-    gradient and survives retracing, but is no parameter, so it is neither saved, reduced, clipped nor decayed.
+    They are gradients of ghost leaves: ``ghost`` of the weight's shape (touch counts) and ``tally`` (samples). So they
+    accumulate over micro-batches like any gradient, count what was differentiated and nothing else, and survive
+    retracing and recomputation; but ghosts are no parameters, so they are neither saved, reduced, clipped nor decayed.
     """
 
-    def __init__(self, weight: nn.Parameter, pipeline: Pipeline) -> None:
-        self.weight = weight
-        self.pipeline = pipeline
+    def __init__(self, layer: MorphLayer) -> None:
+        self._layer = layer
         self.readers: frozenset[str] = frozenset()
         self.reduced: dict[str, Tensor] | None = None
         self.allocate()
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The layer's weight."""
+        return self._layer.weight
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The layer's rules."""
+        return self._layer.pipeline
 
     @property
     def needs(self) -> frozenset[str]:
@@ -36,7 +70,7 @@ class Site:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         zeros = torch.zeros(self.weight.shape, dtype=dtype, device=self.weight.device)
         self.ghost = zeros.requires_grad_() if "count" in self.needs else None
-        self.samples = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+        self.tally = torch.zeros((), dtype=torch.float64, device=self.weight.device, requires_grad=True)
         self.reduced = None
         self._version = self.weight._version
 
@@ -46,16 +80,19 @@ class Site:
             self.readers |= statistics
             self.allocate()
 
-    def record(self, samples: int) -> None:
-        """Note a training forward pass over ``samples`` inputs."""
-        if "samples" in self.needs:
-            self.samples += samples
+    def record(self, weight: Tensor, samples: int) -> Tensor:
+        """``weight``, such that a backward pass through it counts ``samples`` inputs."""
+        if not (self.needs or self.pipeline.updates):
+            return weight
+        self._check_applied()
+        counted: Tensor = _Tally.apply(weight, self.tally, samples)
+        return counted
 
-    def check_applied(self) -> None:
+    def _check_applied(self) -> None:
         """Raise ConfigError where a step was taken although update heuristics were never applied."""
-        if not self.pipeline.updates or self.ghost is None or torch.compiler.is_compiling():
+        if not self.pipeline.updates or torch.compiler.is_compiling():
             return
-        if self.ghost.grad is not None and self.weight._version != self._version:
+        if self.tally.grad is not None and self.weight._version != self._version:
             names = ", ".join(type(h).__name__ for h in self.pipeline.updates)
             raise ConfigError(
                 f"the optimizer stepped, but the update heuristics of this layer ({names}) were never applied: call "
@@ -66,16 +103,14 @@ class Site:
 
     def local(self) -> list[Tensor]:
         """This process's statistics, flat: samples, then the count where it is recorded."""
-        if self.ghost is None:
-            return [self.samples.reshape(1)]
-        count = self.ghost if self.ghost.grad is None else self.ghost.grad
-        return [self.samples.reshape(1), count.detach().reshape(-1).double()]
+        leaves = [self.tally] if self.ghost is None else [self.tally, self.ghost]
+        return [(leaf if leaf.grad is None else leaf.grad).detach().reshape(-1).double() for leaf in leaves]
 
     def clear(self) -> None:
         """Start counting anew."""
         if self.ghost is not None:
             self.ghost.grad = None
-        self.samples.zero_()
+        self.tally.grad = None
         self.reduced = None
         self._version = self.weight._version
 
@@ -97,7 +132,7 @@ def reduce_statistics(module: nn.Module) -> dict[str, dict[str, Tensor]]:
     recording = [(name, site) for name, site in sites(module) if site.needs]
     if any(site.reduced is None for _, site in recording):
         pieces = [site.local() for _, site in recording]
-        packed = torch.cat([piece.double() for local in pieces for piece in local])
+        packed = torch.cat([piece for local in pieces for piece in local])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(packed)
         parts = iter(packed.split([piece.numel() for local in pieces for piece in local]))
@@ -123,5 +158,4 @@ def apply_update_heuristics(module: nn.Module) -> None:
             for heuristic in site.pipeline.updates:
                 grad = heuristic.update(site.weight, grad, site.reduced or {})
             site.weight.grad.copy_(grad)  # type: ignore[union-attr]
-        if site.needs:
-            site.clear()
+        site.clear()

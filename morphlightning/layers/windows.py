@@ -37,6 +37,11 @@ class WindowLayer(MorphLayer):
     def __init__(self, in_channels: int, out_channels: int | None, kernel_size: Size, **options: Any) -> None:
         windowing = {name: options.pop(name) for name in _WINDOWING if name in options}
         if out_channels is None:
+            if "groups" in windowing:
+                raise ConfigError(
+                    f"{type(self).__name__}: groups={windowing['groups']} needs out_channels; "
+                    "without it the layer is depthwise, one group a channel"
+                )
             out_channels, windowing["groups"] = in_channels, in_channels
         how = Windowing(**windowing)
         if in_channels % how.groups or out_channels % how.groups:
@@ -74,7 +79,7 @@ class WindowLayer(MorphLayer):
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The effective weight and the ghost leaf of this pass."""
-        return self.effective_weight, self.begin(x.shape[0] if x.ndim == self.rank + 2 else 1)
+        return self.begin(x.shape[0] if x.ndim == self.rank + 2 else 1)
 
     def extra_repr(self) -> str:
         """Channels, window and rules."""

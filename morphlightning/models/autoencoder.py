@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.functional.checks import check_real
 from morphlightning.interfaces import Spec
 from morphlightning.layers import DilationErosion, MorphPool2d
 from morphlightning.metrics import DilationCommutation
 from morphlightning.models import losses
-from morphlightning.models.backbones import activation_layer
-from morphlightning.models.training import PluginTraining
+from morphlightning.models.backbones import activation_layer, check_in_shape, check_sizes
+from morphlightning.models.training import COMPONENTS, PluginTraining
 
 
 class MorphologicalAutoencoder(PluginTraining):
@@ -39,7 +41,7 @@ class MorphologicalAutoencoder(PluginTraining):
         hidden: Dilations, and erosions, of the dense encoder.
         code: Size of the dense code.
         parts: Non-negative code and atoms (dense only).
-        code_sparsity: Weight of the mean l1 norm of the code (dense only).
+        code_sparsity: Weight of the mean absolute value of the code in the training loss (dense only).
         activation: Component of kind activations.
         derivative: Component of kind derivatives, for all morphological layers.
         heuristic: Component of kind heuristics or a composition of them.
@@ -47,7 +49,8 @@ class MorphologicalAutoencoder(PluginTraining):
         optimizer: Component of kind optimizers.
         regularizers: Components of kind regularizers.
         diagnostics: Components of kind diagnostics.
-        loss: Name of a loss, or a callable (output, target) to a mean.
+        loss: ``"mse_loss"``, ``"l1_loss"``, ``"smooth_l1_loss"``, ``"huber_loss"``, or a callable (output, target) to
+            a mean over the batch; a callable has to be given again to ``load_from_checkpoint``.
 
     Raises:
         ConfigError: Settings that do not fit together.
@@ -74,25 +77,21 @@ class MorphologicalAutoencoder(PluginTraining):
         loss: str | losses.Loss = "mse_loss",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        given |= {"in_shape": list(in_shape), "channels": list(channels)}
-        given |= {"regularizers": list(regularizers), "diagnostics": list(diagnostics)}
+        where = type(self).__name__
+        check_in_shape(where, in_shape)
+        check_sizes(where, channels=channels, hidden=hidden, code=code)
+        if min(in_shape[1:]) < 3:
+            raise ConfigError(f"{where}: in_shape={tuple(in_shape)}, expected images of at least 3x3 pixels")
         if channels and (parts or code_sparsity):
-            raise ConfigError("MorphologicalAutoencoder: parts and code_sparsity belong to the dense one; set channels=()")
+            raise ConfigError(f"{where}: parts and code_sparsity belong to the dense one; set channels=()")
         if code_sparsity < 0:
-            raise ConfigError(f"MorphologicalAutoencoder: code_sparsity must be >= 0, got {code_sparsity}")
+            raise ConfigError(f"{where}: code_sparsity must be >= 0, got {code_sparsity}")
+        given |= {"in_shape": list(in_shape), "channels": list(channels), "loss": losses.plain(loss)}
         super().__init__(losses.resolve(loss, losses.REGRESSION), optimizer, regularizers, diagnostics)
-        self.declare(
-            given,
-            activation="activations",
-            derivative="derivatives",
-            heuristic="heuristics",
-            initializer="initializers",
-            optimizer="optimizers",
-            regularizers="regularizers",
-            diagnostics="diagnostics",
-        )
+        self.declare(given, **COMPONENTS)
         self.in_shape = tuple(in_shape)
         self.code_sparsity = code_sparsity
+        self._code: Tensor | None = None
         rules = {"derivative": derivative, "heuristic": heuristic, "initializer": initializer}
         self.network: ConvolutionalAutoencoder | DenseAutoencoder
         if channels:
@@ -101,8 +100,8 @@ class MorphologicalAutoencoder(PluginTraining):
             self.network = DenseAutoencoder(self.in_shape, hidden, code, parts, activation, rules)
         metrics = MetricCollection(
             {
-                "psnr": PeakSignalNoiseRatio(data_range=1.0),
-                "ssim": StructuralSimilarityIndexMeasure(data_range=1.0, kernel_size=min(11, _odd(min(in_shape[1:])))),
+                "psnr": PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)),
+                "ssim": StructuralSimilarityIndexMeasure(data_range=1.0, sigma=_ssim_sigma(min(in_shape[1:]))),
                 "mse": MeanSquaredError(),
             }
         )
@@ -111,36 +110,51 @@ class MorphologicalAutoencoder(PluginTraining):
         self.example_input_array = torch.zeros(2, *self.in_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction, shape of x (batch, *in_shape); with convolutional stages any height and width will do."""
-        if x.shape[1:2] != self.in_shape[:1] or x.ndim != 4:
+        """Reconstruction, shape of x (batch, *in_shape); with convolutional stages any height and width will do.
+
+        Raises:
+            ShapeError: x has another shape.
+            DtypeError: x is not floating-point.
+        """
+        check_real(type(self).__name__, x=x)
+        fits = x.shape[2:] == self.in_shape[1:] or isinstance(self.network, ConvolutionalAutoencoder)
+        if x.ndim != 4 or x.shape[1] != self.in_shape[0] or not fits:
             raise ShapeError(
                 f"MorphologicalAutoencoder: x has shape {tuple(x.shape)}, expected (batch, {self.in_shape[0]}, height, "
                 f"width); the model was built for in_shape={self.in_shape}"
             )
+        if self.training and self.code_sparsity and isinstance(self.network, DenseAutoencoder):
+            self._code = self.network.encode(x)
+            return self.network.decode(self._code)
         y: Tensor = self.network(x)
         return y
 
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor, prefix: str = "train") -> Tensor:
         """As the base, with the sparsity of the code."""
         total = super().loss(output, target, inputs, prefix)
-        if self.code_sparsity and isinstance(self.network, DenseAutoencoder):
-            sparsity = self.network.encode(inputs).abs().mean()
-            self.log("regularizer/code_sparsity", sparsity.detach(), on_step=False, on_epoch=True)
-            total = total + self.code_sparsity * sparsity
-        return total
+        code, self._code = self._code, None
+        if code is None:
+            return total
+        term = self.code_sparsity * code.abs().mean()
+        self.log("regularizer/code_sparsity", term.detach(), on_step=False, on_epoch=True, batch_size=len(inputs))
+        return total + term
 
     def evaluate(self, batch: Any, stage: str) -> None:
-        """Loss, PSNR, SSIM, mean squared error and, with parts, the commutation with dilation."""
-        inputs, target = batch
+        """Log the loss, PSNR, SSIM, mean squared error and, with parts, the commutation with dilation.
+
+        The metrics see outputs clipped to [0, 1]; PSNR and SSIM are means over the images. SSIM is that of Wang et al.:
+        a Gaussian window with sigma 1.5, a narrower one where an image has less than 11 pixels a side.
+        """
+        inputs, target = batch[:2]
         output = self(inputs)
         self.log(f"{stage}/loss", self.data_loss(output, target), sync_dist=True, batch_size=len(inputs), prog_bar=True)
-        metrics = self.stage_metrics[stage]
+        metrics: MetricCollection = self.stage_metrics[stage]  # type: ignore[assignment]
         metrics.update(output.clamp(0, 1), target)
-        self.log_dict(metrics, batch_size=len(inputs))  # type: ignore[arg-type]
+        self.log_dict(metrics, batch_size=len(inputs))
         if stage in self.commutation and isinstance(self.network, DenseAutoencoder):
-            metric = self.commutation[stage]
+            metric: DilationCommutation = self.commutation[stage]  # type: ignore[assignment]
             metric.update(self.network.encode(inputs), self.network.atoms, target)
-            self.log(f"{stage}/dilation_commutation", metric, batch_size=len(inputs))  # type: ignore[arg-type]
+            self.log(f"{stage}/dilation_commutation", metric, batch_size=len(inputs))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Reconstructions, clipped to [0, 1]."""
@@ -157,15 +171,16 @@ class ConvolutionalAutoencoder(nn.Module):
         widths = [in_channels, *channels]
         self.encoder = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), activation_layer(activation, b, 1))
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.pools = nn.ModuleList(MorphPool2d(b, 3, 2, 1, **rules) for b in channels)
         self.bottom = nn.Sequential(
             nn.Conv2d(widths[-1], widths[-1], 3, padding=1), activation_layer(activation, widths[-1], 1)
         )
+        narrower = [channels[0], *channels[:-1]]
         self.decoder = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * b, max(a, widths[1]), 3, padding=1), activation_layer(activation, max(a, widths[1]), 1))
-            for a, b in reversed(list(zip(widths, widths[1:], strict=False)))
+            nn.Sequential(nn.Conv2d(2 * b, a, 3, padding=1), activation_layer(activation, a, 1))
+            for a, b in reversed(list(zip(narrower, channels, strict=True)))
         )
         self.output = nn.Conv2d(widths[1], in_channels, 1)
 
@@ -200,23 +215,27 @@ class DenseAutoencoder(nn.Module):
                 activation=nn.ReLU() if parts else activation_layer(activation, code, -1),
             )
         )
-        self.decoder: nn.Module = NonNegativeLinear(code, pixels) if parts else nn.Linear(code, pixels)
+        self.decoder: nn.Linear = NonNegativeLinear(code, pixels) if parts else nn.Linear(code, pixels)
 
     def encode(self, x: Tensor) -> Tensor:
         """Code (batch, code)."""
         code: Tensor = self.encoder(x)
         return code
 
+    def decode(self, code: Tensor) -> Tensor:
+        """Images (batch, *in_shape) of a code."""
+        y: Tensor = self.decoder(code).unflatten(1, self.in_shape)
+        return y
+
     @property
     def atoms(self) -> Tensor:
         """What each element of the code draws, (code, *in_shape)."""
-        weight: Tensor = self.decoder.weight  # type: ignore[assignment]
-        return weight.t().unflatten(1, self.in_shape)
+        atoms: Tensor = self.decoder.weight.t().unflatten(1, self.in_shape)
+        return atoms
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape of x."""
-        y: Tensor = self.decoder(self.encode(x))
-        return y.unflatten(1, self.in_shape)
+        return self.decode(self.encode(x))
 
 
 class NonNegativeLinear(nn.Linear):
@@ -232,5 +251,7 @@ class NonNegativeLinear(nn.Linear):
         self.weight.clamp_(min=0)
 
 
-def _odd(n: int) -> int:
-    return n if n % 2 else n - 1
+def _ssim_sigma(side: int) -> float:
+    """1.5 (Wang et al., a window of 11 pixels), or less where an image is too small for that window."""
+    radius = (side - 1) // 2
+    return min(1.5, radius / 3.5)  # torchmetrics cuts the Gaussian at 3.5 sigma

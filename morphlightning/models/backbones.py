@@ -20,7 +20,7 @@ POOLS: tuple[Pool, ...] = ("morphological", "max", "average")
 
 
 def activation_layer(activation: Spec, channels: int, channel_dim: int) -> nn.Module:
-    """One pointwise module for ``channels`` channels."""
+    """One pointwise module for ``channels`` channels along ``channel_dim``."""
     module: nn.Module = registry.build("activations", activation, channels=channels, channel_dim=channel_dim)
     return module
 
@@ -45,14 +45,11 @@ def convolutional_stages(
     heuristic: Spec,
     initializer: Spec,
 ) -> nn.Sequential:
-    """For each stage a 3x3 convolution with batch norm, the activation, and pooling by 2."""
-    if len(in_shape) != 3:
-        raise ConfigError(f"in_shape must be (channels, height, width) for convolutional stages, got {in_shape}")
+    """For each stage a 3x3 convolution, the activation, and pooling by 2."""
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     before = in_shape[0]
     for number, width in enumerate(channels, 1):
-        stages[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1, bias=False)
-        stages[f"norm{number}"] = nn.BatchNorm2d(width)
+        stages[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1)
         stages[f"activation{number}"] = activation_layer(activation, width, 1)
         stages[f"pool{number}"] = pooling_layer(pool, width, derivative, heuristic, initializer)
         before = width
@@ -92,9 +89,36 @@ def classifier_head(
 
 
 def features_of(module: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """Number of values that ``module`` makes of one input, found by running it on zeros."""
+    """Number of values that ``module`` makes of one input, found by running it on zeros.
+
+    Raises:
+        ConfigError: It does not run on inputs of this shape.
+    """
+    like = next(module.parameters(), torch.empty(0))
     training = module.training
-    with torch.no_grad():
-        y = module.eval()(torch.zeros(1, *in_shape))
-    module.train(training)
+    try:
+        with torch.no_grad():
+            y = module.eval()(torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the backbone {type(module).__name__} does not run on a batch of shape {(1, *in_shape)}: {error}. Pass "
+            "in_shape of your data, or a backbone that takes it"
+        ) from error
+    finally:
+        module.train(training)
     return math.prod(y.shape[1:])
+
+
+def check_sizes(where: str, **sizes: int | Sequence[int]) -> None:
+    """Raise ConfigError unless all numbers are positive integers."""
+    for name, given in sizes.items():
+        for size in [given] if isinstance(given, int) else given:
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{where}: {name}={given!r}, expected positive integers")
+
+
+def check_in_shape(where: str, in_shape: Sequence[int]) -> None:
+    """Raise ConfigError unless this is (channels, height, width)."""
+    check_sizes(where, in_shape=in_shape)
+    if len(in_shape) != 3:
+        raise ConfigError(f"{where}: in_shape={tuple(in_shape)}, expected (channels, height, width)")

@@ -11,10 +11,19 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.functional.checks import check_real
 from morphlightning.interfaces import Spec
 from morphlightning.models import losses
-from morphlightning.models.backbones import Pool, classifier_head, convolutional_stages, dense_stages, features_of
-from morphlightning.models.training import PluginTraining
+from morphlightning.models.backbones import (
+    Pool,
+    check_in_shape,
+    check_sizes,
+    classifier_head,
+    convolutional_stages,
+    dense_stages,
+    features_of,
+)
+from morphlightning.models.training import COMPONENTS, PluginTraining
 
 
 class MorphologicalClassifier(PluginTraining):
@@ -30,7 +39,7 @@ class MorphologicalClassifier(PluginTraining):
     Args:
         in_shape: Shape of one image, (channels, height, width).
         num_classes: Number of classes.
-        channels: Widths of the convolutional stages, each a 3x3 convolution, batch norm, activation and pooling by 2.
+        channels: Widths of the convolutional stages, each a 3x3 convolution, the activation and pooling by 2.
         hidden: Widths of the dense stages, each that many dilations and as many erosions.
         head: ``"linear"`` or ``"max_plus"``.
         head_units: Filters before a max-plus head.
@@ -44,7 +53,8 @@ class MorphologicalClassifier(PluginTraining):
         optimizer: Component of kind optimizers.
         regularizers: Components of kind regularizers.
         diagnostics: Components of kind diagnostics.
-        loss: Name of a loss, or a callable (logits, labels) to a mean.
+        loss: ``"cross_entropy"``, ``"multi_margin_loss"``, or a callable (logits, labels) to a mean over the batch;
+            a callable, too, has to be given again to ``load_from_checkpoint``.
 
     Raises:
         ConfigError: Settings that do not fit together.
@@ -70,22 +80,21 @@ class MorphologicalClassifier(PluginTraining):
         diagnostics: Sequence[Spec] = (),
         loss: str | losses.Loss = "cross_entropy",
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "backbone", "__class__")}
-        given |= {"in_shape": list(in_shape), "channels": list(channels), "hidden": list(hidden)}
-        given |= {"regularizers": list(regularizers), "diagnostics": list(diagnostics)}
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if isinstance(backbone, str):  # what a checkpoint holds in its place
+            raise ConfigError(
+                f"MorphologicalClassifier: this model has a backbone of its own ({backbone}), which hyperparameters do "
+                "not hold; pass it again: load_from_checkpoint(path, backbone=...)"
+            )
+        where = type(self).__name__
+        check_in_shape(where, in_shape)
+        check_sizes(where, channels=channels, hidden=hidden, head_units=head_units)
         if num_classes < 2:
-            raise ConfigError(f"MorphologicalClassifier: num_classes must be >= 2, got {num_classes}")
+            raise ConfigError(f"{where}: num_classes must be >= 2, got {num_classes}")
+        given |= {"in_shape": list(in_shape), "channels": list(channels), "hidden": list(hidden)}
+        given |= {"backbone": backbone and type(backbone).__qualname__, "loss": losses.plain(loss)}
         super().__init__(losses.resolve(loss, losses.CLASSIFICATION), optimizer, regularizers, diagnostics)
-        self.declare(
-            given,
-            activation="activations",
-            derivative="derivatives",
-            heuristic="heuristics",
-            initializer="initializers",
-            optimizer="optimizers",
-            regularizers="regularizers",
-            diagnostics="diagnostics",
-        )
+        self.declare(given, **COMPONENTS)
         self.in_shape, self.num_classes = tuple(in_shape), num_classes
         rules = (activation, derivative, heuristic, initializer)
         if backbone is None:
@@ -93,7 +102,8 @@ class MorphologicalClassifier(PluginTraining):
             if channels:
                 backbone.append(convolutional_stages(self.in_shape, channels, pool, *rules))
             backbone.append(nn.Flatten())
-            backbone.append(dense_stages(features_of(backbone, self.in_shape), hidden, *rules))
+            if hidden:
+                backbone.append(dense_stages(features_of(backbone, self.in_shape), hidden, *rules))
         self.backbone = backbone
         features = features_of(backbone, self.in_shape)
         self.head = classifier_head(head, features, num_classes, head_units, derivative, heuristic)
@@ -108,7 +118,13 @@ class MorphologicalClassifier(PluginTraining):
         self.example_input_array = torch.zeros(2, *self.in_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, num_classes) of images (batch, *in_shape)."""
+        """Logits (batch, num_classes) of images (batch, *in_shape).
+
+        Raises:
+            ShapeError: The images have another shape.
+            DtypeError: They are not floating-point.
+        """
+        check_real(type(self).__name__, x=x)
         if tuple(x.shape[1:]) != self.in_shape:
             raise ShapeError(
                 f"MorphologicalClassifier: images have shape {tuple(x.shape[1:])} after the batch axis, the model was "
@@ -125,12 +141,12 @@ class MorphologicalClassifier(PluginTraining):
 
     def evaluate(self, batch: Any, stage: str) -> None:
         """Loss, accuracy and calibration error."""
-        inputs, target = batch
+        inputs, target = batch[:2]
         logits = self(inputs)
         self.log(f"{stage}/loss", self.data_loss(logits, target), sync_dist=True, batch_size=len(inputs), prog_bar=True)
-        metrics = self.stage_metrics[stage]
+        metrics: MetricCollection = self.stage_metrics[stage]  # type: ignore[assignment]
         metrics.update(logits.softmax(-1), target)
-        self.log_dict(metrics, batch_size=len(inputs), prog_bar=True)  # type: ignore[arg-type]
+        self.log_dict(metrics, batch_size=len(inputs), prog_bar=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities (batch, num_classes)."""

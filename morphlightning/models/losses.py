@@ -23,5 +23,16 @@ def resolve(loss: str | Loss, known: Sequence[str]) -> Loss:
     if callable(loss):
         return loss
     if loss not in known:
-        raise ConfigError(f"loss {loss!r} is unknown here; choose one of {', '.join(known)}, or give a callable")
+        raise ConfigError(
+            f"loss {loss!r} is unknown here; choose one of {', '.join(known)}, or give a callable; a "
+            "callable is not part of a checkpoint, so pass it again: load_from_checkpoint(path, loss=...)"
+        )
     return getattr(F, loss)  # type: ignore[no-any-return]
+
+
+def plain(loss: str | Loss) -> str:
+    """The name that hyperparameters hold; of a callable it only says what has to be given again."""
+    if isinstance(loss, str):
+        return loss
+    named = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +11,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 import morphlightning
 from morphlightning import pipeline, registry
 from morphlightning.callbacks import missing_callbacks
+from morphlightning.callbacks.random_state import gather_states
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import ConfigError, NotSupportedError
 from morphlightning.interfaces import (
@@ -31,6 +32,17 @@ from morphlightning.interfaces import (
 from morphlightning.layers import apply_update_heuristics
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import parameter_groups
+
+COMPONENTS = {
+    "activation": "activations",
+    "derivative": "derivatives",
+    "heuristic": "heuristics",
+    "initializer": "initializers",
+    "optimizer": "optimizers",
+    "regularizers": "regularizers",
+    "diagnostics": "diagnostics",
+}
+"""The arguments of our models that are components, and their kinds."""
 
 
 class PluginTraining(L.LightningModule):
@@ -53,11 +65,13 @@ class PluginTraining(L.LightningModule):
         self.data_loss = data_loss
         self.optimizer_component: TorchOptimizer | Loop = registry.build("optimizers", optimizer)
         self.automatic_optimization = not isinstance(self.optimizer_component, Loop)
-        self._bound: torch.optim.Optimizer | None = None
         self.regularizers: dict[str, Regularizer] = {}
-        for spec in regularizers:
+        for spec in _several("regularizers", regularizers):
             self.regularizers[_label(spec, self.regularizers)] = registry.build("regularizers", spec)
-        self.diagnostics: list[Callback] = [registry.build("diagnostics", spec) for spec in diagnostics]
+        self.diagnostics: list[Callback] = [
+            registry.build("diagnostics", spec) for spec in _several("diagnostics", diagnostics)
+        ]
+        self._auxiliary: list[dict[str, Tensor]] = []
         self._components: list[dict[str, str]] = []
         self._unsaveable: list[str] = []
 
@@ -103,8 +117,8 @@ class PluginTraining(L.LightningModule):
 
     @property
     def _dataset_size(self) -> int:
-        loader = self.trainer.train_dataloader
-        return len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else 0
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        return len(dataset) if isinstance(dataset, Sized) else 0
 
     # ------------------------------------------------------------------------------------------------- training
     def configure_callbacks(self) -> list[Callback]:
@@ -144,7 +158,7 @@ class PluginTraining(L.LightningModule):
             optimizer = component.build(groups)
             schedule = component.scheduler(optimizer, self._total_steps(), self.trainer.max_epochs or -1)
         optimizer.register_step_post_hook(self._project)
-        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value,typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value]
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -157,11 +171,12 @@ class PluginTraining(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """One step: loss and regularizers, or one iteration of the loop."""
-        inputs, target = batch
+        batch = Batch(*batch)
+        inputs = batch.input
         if not isinstance(self.optimizer_component, Loop):
-            return self.loss(self(inputs), target, inputs)
+            return self.loss(self(inputs), batch.target, inputs)
         context = LoopContext(self, inputs)
-        logged = self.optimizer_component.step(Batch(inputs, target), context)
+        logged = self.optimizer_component.step(batch, context)
         if context.steps != 1:
             raise ConfigError(
                 f"{type(self.optimizer_component).__name__}.step called context.step {context.steps} times in one "
@@ -189,14 +204,24 @@ class PluginTraining(L.LightningModule):
             raise ConfigError("this model cannot be saved:\n  - " + "\n  - ".join(self._unsaveable))
         saved: dict[str, Any] = {"version": morphlightning.__version__, "components": self._components}
         if isinstance(self.optimizer_component, Loop):
-            saved["auxiliary"] = self.optimizer_component.aux_state()
+            saved["auxiliary"] = gather_states(self.trainer, self.optimizer_component.aux_state())
         checkpoint["morphlightning"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the loop's auxiliary state."""
-        auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary")
-        if auxiliary and isinstance(self.optimizer_component, Loop):
-            self.optimizer_component.load_aux_state(auxiliary)
+        """Keep the loop's auxiliary state until the loop is bound."""
+        self._auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary", [])
+
+    def on_train_start(self) -> None:
+        """Restore the loop's auxiliary state, each process its own."""
+        states, self._auxiliary = self._auxiliary, []
+        if not any(states) or not isinstance(self.optimizer_component, Loop):
+            return
+        if len(states) != self.trainer.world_size:
+            raise ConfigError(
+                f"the checkpoint holds the state of {type(self.optimizer_component).__name__} for {len(states)} "
+                f"processes, this run has {self.trainer.world_size}; resume with as many processes as before"
+            )
+        self.optimizer_component.load_aux_state(states[self.trainer.global_rank])
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -206,7 +231,8 @@ class PluginTraining(L.LightningModule):
             CheckpointError: The file is damaged.
             PluginNotFoundError: A component is missing; the message names the distribution that provides it.
         """
-        checkpoint = SafeCheckpointIO().load_checkpoint(checkpoint_path, map_location="cpu")
+        weights_only = kwargs.setdefault("weights_only", True)
+        checkpoint = SafeCheckpointIO().load_checkpoint(checkpoint_path, "cpu", weights_only)
         registry.require(checkpoint.get("morphlightning", {}).get("components", []), str(checkpoint_path))
         model: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         return model
@@ -252,13 +278,13 @@ class LoopContext:
         return result
 
 
+def _several(name: str, specs: Sequence[Spec]) -> Sequence[Spec]:
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
+        raise ConfigError(f"{name}={specs!r}: expected a list of components, such as [{specs!r}]")
+    return specs
+
+
 def _label(spec: Spec, taken: dict[str, Any]) -> str:
     name = spec if isinstance(spec, str) else spec["name"] if isinstance(spec, dict) else type(spec).__name__
     label = str(name).rpartition(":")[2]
     return label if label not in taken else f"{label}_{sum(key.startswith(label) for key in taken) + 1}"
-
-
-def build_activation(activation: Spec, channels: int, channel_dim: int = 1) -> nn.Module:
-    """One pointwise module for ``channels`` channels."""
-    module: nn.Module = registry.build("activations", activation, channels=channels, channel_dim=channel_dim)
-    return module

@@ -1,7 +1,7 @@
 """One door to every backend: custom operators, their fake and vmap rules, and the autograd function over them.
 
-A backend computes three things: the maxima (``value``), the maxima with winners and gaps (``indices``), and the pull
-back to the winners (``scatter``). Everything else is written once, here.
+A backend computes the maxima (``value``), the maxima with winners and gaps (``indices``), the pull back to the winners
+(``scatter``) and how often each weight won (``touches``). Everything else is written once, here.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Backend(Protocol):
         """Messages to winners."""
         ...
 
+    def touches(self, gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
+        """Number of messages that each weight won."""
+        ...
+
 
 def available() -> dict[str, str]:
     """Backends by name: ``"available"``, or the reason why one is not."""
@@ -68,7 +72,7 @@ def _indices(x: Tensor, w: Tensor, geometry_key: str, gap: bool) -> tuple[Tensor
 def _(x: Tensor, w: Tensor, geometry_key: str, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape = geometry.parse(geometry_key).output_shape(x.shape, w.shape)
     dtype = eager.compute_dtype(x, w)
-    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64), x.new_empty(shape if gap else (0,), dtype=dtype)
+    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int32), x.new_empty(shape if gap else (0,), dtype=dtype)
 
 
 @torch.library.custom_op("morphlightning::maxplus_scatter", mutates_args=())
@@ -82,6 +86,16 @@ def _scatter(
 @_scatter.register_fake
 def _(gy: Tensor, arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str) -> tuple[Tensor, Tensor]:
     return gy.new_empty(x_shape), gy.new_empty(w_shape)
+
+
+@torch.library.custom_op("morphlightning::maxplus_touches", mutates_args=())
+def _touches(gy: Tensor, arg: Tensor, w_shape: list[int], geometry_key: str) -> Tensor:
+    return backend_for(gy).touches(gy, arg, torch.Size(w_shape), geometry.parse(geometry_key))
+
+
+@_touches.register_fake
+def _(gy: Tensor, arg: Tensor, w_shape: list[int], geometry_key: str) -> Tensor:
+    return gy.new_empty(w_shape)
 
 
 @torch.library.custom_op("morphlightning::maxplus_gather", mutates_args=())
@@ -110,7 +124,19 @@ def _(
     return gy.new_empty(x.shape), gy.new_empty(w.shape), gy.new_empty(w.shape)
 
 
-for _op in (_value, _indices, _scatter, _gather, _route):
+@torch.library.custom_op("morphlightning::maxplus_cells", mutates_args=())
+def _cells(arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str) -> Tensor:
+    unit = torch.arange(arg[:1].numel(), device=arg.device)
+    x, w = torch.Size(x_shape), torch.Size(w_shape)
+    return geometry.parse(geometry_key).cell(unit, arg.flatten(1).clamp_min(0), x, w).view(arg.shape)
+
+
+@_cells.register_fake
+def _(arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str) -> Tensor:
+    return arg.new_empty(arg.shape, dtype=torch.int64)
+
+
+for _op in (_value, _indices, _scatter, _touches, _gather, _route, _cells):
     _op.register_vmap(vmap_by_loop(_op))
 
 
@@ -183,7 +209,7 @@ class _MaxPlus(torch.autograd.Function):
         gy = gy.to(dtype)
         if ctx.winner_only:
             gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key)
-            touched = _scatter((gy != 0).to(dtype), arg, *map(list, ctx.shapes), ctx.key)[1] if ctx.count else gw
+            touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key) if ctx.count else gw
         else:
             x, w, gap = rest
             gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)
@@ -205,9 +231,9 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
     return cast(Tensor, _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)[0])
 
 
-def maxplus_with_winners(
+def maxplus_with_provenance(
     x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`maxplus`, with the winning tap of each output (-1 where none is finite)."""
+    """As :func:`maxplus`, with the flat input index of each winner."""
     y, arg, _ = _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)
-    return y, arg
+    return y, _cells(arg, list(x.shape), list(w.shape), where.key())

@@ -13,6 +13,8 @@ from morphlightning.ops.geometry import Dense, Geometry, Window
 
 BUDGET = 1 << 22
 """Scores held at once; 16 MiB in float32."""
+CPU_SHARE = 16
+"""On a CPU a chunk of the forward pass is this many times smaller, to stay in the cache."""
 
 
 def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
@@ -20,52 +22,76 @@ def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
 
 
+def bounded(x: Tensor) -> Tensor:
+    """x with +inf as the largest finite number, so that a missing weight loses against it (+inf - inf is NaN)."""
+    return x.clamp_max(torch.finfo(x.dtype).max)
+
+
+def _unbounded(best: Tensor) -> Tensor:
+    """The inverse of :func:`bounded`, in place, on maxima."""
+    return best.masked_fill_(best > torch.finfo(best.dtype).max / 2, math.inf)
+
+
 def value(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Maxima alone."""
     dtype = compute_dtype(x, w)
     if isinstance(geometry, Dense):
         w = w.to(dtype)
-        parts = [(part.to(dtype)[:, None] + w).amax(-1) for part in x.split(rows_at_once(w))]
-        return torch.cat(parts).to(x.dtype)
+        parts = [(bounded(part.to(dtype))[:, None] + w).amax(-1) for part in x.split(rows_at_once(w))]
+        return _unbounded(torch.cat(parts)).to(x.dtype)
     best = x.new_full(geometry.output_shape(x.shape, w.shape), -math.inf, dtype=dtype)
     top = _by_group(best, geometry)
     for _, scores in _shifts(x, w, geometry, best):
         torch.maximum(top, scores, out=top)
-    return best.to(x.dtype)
+    return _unbounded(best).to(x.dtype)
 
 
 def indices(x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Maxima, the winning tap of each (-1 where no candidate is finite) and, on request, the gap to the runner-up.
+    """Maxima, the winning tap of each (int32; -1 where no candidate is finite) and the gap to the runner-up.
 
     Without ``gap`` the third result is empty. Among equal maxima the lowest input position wins.
     """
     search = _dense_indices if isinstance(geometry, Dense) else _window_indices
     best, arg, second = search(x, w, geometry, gap)  # type: ignore[arg-type]
-    runner_up = (best - second).masked_fill(best == -math.inf, math.inf) if gap else best.new_empty(0)
-    return best.to(x.dtype), arg.masked_fill_(best == -math.inf, -1), runner_up
+    lost = best == -math.inf
+    runner_up = (best - second).masked_fill_(lost, math.inf) if gap else best.new_empty(0)
+    return _unbounded(best).to(x.dtype), arg.masked_fill_(lost, -1), runner_up
 
 
 def scatter(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Send each message to the winner: gradients of the shapes of x and w, in the dtype of ``gy``."""
     gy, tap = _drop_lost(gy.reshape(x[0], -1), arg.reshape(x[0], -1))
-    unit = torch.arange(gy.shape[1], device=gy.device)
-    cell = geometry.cell(unit, tap, x, w)
-    sent = gy if isinstance(geometry, Dense) else gy.masked_fill(cell < 0, 0)
+    cell = geometry.cell(torch.arange(gy.shape[1], device=gy.device), tap, x, w)
+    outside_wins = isinstance(geometry, Window) and geometry.border == "constant"
+    sent = gy.masked_fill(cell < 0, 0) if outside_wins else gy
     gx = gy.new_zeros(x[0], math.prod(x[1:])).scatter_add_(1, cell.clamp_min(0), sent)
-    index = unit // (gy.shape[1] // w[0]) * geometry.fan_in(w) + tap
-    gw = gy.new_zeros(math.prod(w)).scatter_add_(0, index.reshape(-1), gy.reshape(-1))
-    return gx.view(x), gw.view(w)
+    return gx.view(x), _to_taps(gy, tap, w, geometry)
+
+
+def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
+    """For each weight the number of messages different from zero that it won, in the dtype of ``gy``."""
+    gy, tap = _drop_lost(gy.flatten(1), arg.flatten(1))
+    return _to_taps((gy != 0).to(gy.dtype), tap, w, geometry)
 
 
 def gather(gx: Tensor, gw: Tensor, arg: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`scatter`: what each winner's cell and tap hold, added, in the shape of ``arg``."""
     x, w = gx.shape, gw.shape
     one, tap = _drop_lost(torch.ones_like(arg, dtype=gx.dtype).reshape(x[0], -1), arg.reshape(x[0], -1))
-    unit = torch.arange(tap.shape[1], device=tap.device)
-    cell = geometry.cell(unit, tap, x, w)
-    index = unit // (tap.shape[1] // w[0]) * geometry.fan_in(w) + tap
+    cell = geometry.cell(torch.arange(tap.shape[1], device=tap.device), tap, x, w)
     from_cells = gx.reshape(x[0], -1).gather(1, cell.clamp_min(0)).masked_fill(cell < 0, 0)
-    return ((from_cells + gw.reshape(-1)[index]) * one).view(arg.shape)
+    return ((from_cells + gw.reshape(-1)[_weight_index(tap, w, geometry)]) * one).view(arg.shape)
+
+
+def _to_taps(gy: Tensor, tap: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
+    index = _weight_index(tap, w, geometry)
+    return gy.new_zeros(math.prod(w)).scatter_add_(0, index.reshape(-1), gy.reshape(-1)).view(w)
+
+
+def _weight_index(tap: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
+    """Flat index into the weight for taps (samples, units)."""
+    unit = torch.arange(tap.shape[1], device=tap.device)
+    return unit // (tap.shape[1] // w[0]) * geometry.fan_in(w) + tap
 
 
 def _drop_lost(gy: Tensor, arg: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +101,8 @@ def _drop_lost(gy: Tensor, arg: Tensor) -> tuple[Tensor, Tensor]:
 
 def rows_at_once(w: Tensor) -> int:
     """Samples whose scores against all of w fit the budget."""
-    return max(1, BUDGET // max(1, w.numel()))
+    budget = BUDGET // CPU_SHARE if w.device.type == "cpu" else BUDGET
+    return max(1, budget // max(1, w.numel()))
 
 
 def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,10 +110,10 @@ def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Te
     w = w.to(dtype)
     best, arg, second = [], [], []
     for part in x.split(rows_at_once(w)):
-        scores = part.to(dtype)[:, None] + w
+        scores = bounded(part.to(dtype))[:, None] + w
         top, at = scores.max(-1)  # the first of equal maxima, by torch's documentation
         best.append(top)
-        arg.append(at)
+        arg.append(at.int())
         if gap:
             second.append(scores.scatter_(-1, at[..., None], -math.inf).amax(-1))
     return torch.cat(best), torch.cat(arg), torch.cat(second) if gap else w.new_empty(0)
@@ -95,26 +122,40 @@ def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Te
 def _window_indices(x: Tensor, w: Tensor, geometry: Window, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
     shape = geometry.output_shape(x.shape, w.shape)
     best = x.new_full(shape, -math.inf, dtype=compute_dtype(x, w))
-    arg = torch.full(shape, -1, dtype=torch.int64, device=x.device)
+    arg = torch.zeros(shape, dtype=torch.int32, device=x.device)
     second = best.clone() if gap else best.new_empty(0)
-    # Positions outside the image lose ties; wrapped positions can come out of order.
-    ordered = not (geometry.wraps or geometry.border == "constant")
-    lowest = torch.full(shape, torch.iinfo(torch.int64).max, device=x.device) if not ordered else arg
-    unit = torch.arange(math.prod(shape[1:]), device=x.device)
-    top = _by_group(best, geometry)
+    top, winner = _by_group(best, geometry), _by_group(arg, geometry)
+    earlier = _Earlier(x, w, geometry, top) if geometry.wraps or geometry.border == "constant" else None
     for tap, scores in _shifts(x, w, geometry, best):
         better = scores > top
-        if not ordered:
-            cell = geometry.cell(unit, torch.tensor(tap, device=x.device), x.shape, w.shape).view(shape[1:])
-            cell = torch.where(cell < 0, torch.iinfo(torch.int64).max - 1, cell).expand(shape)
-            better |= (scores == top) & _by_group(cell < lowest, geometry)
-            lowest = torch.where(better.view(shape), cell, lowest)
+        if earlier is not None:
+            better |= earlier.among_equals(tap, better, scores == top)
         if gap:
             runner_up = _by_group(second, geometry)
             torch.maximum(runner_up, torch.minimum(top, scores), out=runner_up)
-        arg.masked_fill_(better.view(shape), tap)
+        # taps ascend, so the latest is the largest; a product is vectorized where a selection is not
+        torch.maximum(winner, better * torch.tensor(tap, dtype=torch.int32, device=x.device), out=winner)
         torch.maximum(top, scores, out=top)
     return best, arg, second
+
+
+class _Earlier:
+    """Ties where a higher tap can meet a lower input position, because the border repeats the image.
+
+    Positions outside the image, where a constant border wins, come after all others.
+    """
+
+    def __init__(self, x: Tensor, w: Tensor, geometry: Window, like: Tensor) -> None:
+        start, self._away, held = geometry.tables(x.shape, w.shape, x.device)
+        self._start, self._held = start.view(like.shape[1:]), held.masked_fill(held < 0, len(held))
+        self._lowest = torch.full(like.shape, len(held), device=x.device)
+
+    def among_equals(self, tap: int, better: Tensor, equal: Tensor) -> Tensor:
+        """Which of the ``equal`` scores at ``tap`` belong to an earlier input position than the winner so far."""
+        cell = self._held[self._start + self._away[tap]]
+        earlier = equal & (cell < self._lowest)
+        self._lowest = torch.where(better | earlier, cell, self._lowest)
+        return earlier
 
 
 def _by_group(y: Tensor, geometry: Window) -> Tensor:
@@ -125,8 +166,8 @@ def _by_group(y: Tensor, geometry: Window) -> Tensor:
 def _shifts(x: Tensor, w: Tensor, geometry: Window, like: Tensor) -> Iterator[tuple[int, Tensor]]:
     """For each tap: its number and the scores (samples, groups, out of a group, *extents) of all outputs."""
     groups, extents = geometry.groups, like.shape[2:]
-    padded = geometry.pad(x.to(like.dtype))
-    padded = padded.view(x.shape[0], groups, -1, *padded.shape[2:])
+    padded = bounded(geometry.pad(x.to(like.dtype)))
+    padded = padded.view(x.shape[0], groups, w.shape[1], *padded.shape[2:])
     weights = w.to(like.dtype).reshape(groups, w.shape[0] // groups, -1)
     ones = (1,) * len(extents)
     for tap, (channel, *offset) in enumerate(itertools.product(*(range(n) for n in w.shape[1:]))):

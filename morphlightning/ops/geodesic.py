@@ -51,7 +51,7 @@ def _window(footprint: Tensor, reflect: bool) -> Window:
 
 @_reconstruct.register_fake
 def _(seed: Tensor, mask: Tensor, footprint: Tensor, reflect: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(seed), torch.empty_like(seed, dtype=torch.int64)
+    return seed.new_empty(seed.shape), seed.new_empty(seed.shape, dtype=torch.int64)
 
 
 _reconstruct.register_vmap(vmap_by_loop(_reconstruct))

@@ -8,7 +8,7 @@ that compiled graphs can be cached across processes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -38,7 +38,7 @@ class Dense:
 
     def cell(self, unit: Tensor, tap: Tensor, x: torch.Size, w: torch.Size) -> Tensor:
         """Flat input index that meets tap ``tap`` of output ``unit`` (broadcast)."""
-        return tap.expand(torch.broadcast_shapes(unit.shape, tap.shape))
+        return tap.long().expand(torch.broadcast_shapes(unit.shape, tap.shape))
 
 
 @dataclass(frozen=True)
@@ -90,30 +90,27 @@ class Window:
             return F.pad(x, widths, value=-math.inf if self.border == "neutral" else self.fill)
         return F.pad(x, widths, mode=self.border)
 
-    def positions(self, axis: int, size: int, taps: int, device: torch.device) -> Tensor:
-        """Input coordinate along one axis for (output coordinate, tap coordinate); -1 outside."""
-        lo, hi, s, d = self.before[axis], self.after[axis], self.stride[axis], self.spacing[axis]
-        extent = (size + lo + hi - d * (taps - 1) - 1) // s + 1
-        source = torch.arange(size, device=device)
-        if self.wraps:
-            source = F.pad(source[None].float(), (lo, hi), mode=self.border)[0].long()
-        else:
-            source = F.pad(source, (lo, hi), value=-1)
-        return source[s * torch.arange(extent, device=device)[:, None] + d * torch.arange(taps, device=device)]
+    def tables(self, x: torch.Size, w: torch.Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Where input cells are found, through positions in the padded image of one sample.
+
+        Returns:
+            The position where the window of each output unit starts; the distance from there to each tap; and the
+            flat input index that each position holds, -1 outside the image.
+        """
+        extents, spatial = self.extents(x, w), tuple(map(sum, zip(x[2:], self.before, self.after, strict=True)))
+        number = torch.arange(x[1] * math.prod(spatial), device=device).view(x[1], *spatial)
+        outputs = (slice(0, s * (n - 1) + 1, s) for n, s in zip(extents, self.stride, strict=True))
+        taps = (slice(0, d * (k - 1) + 1, d) for k, d in zip(w[2:], self.spacing, strict=True))
+        start = number[(slice(0, None, w[1]), *outputs)].repeat_interleave(w[0] // self.groups, 0)
+        cells = torch.arange(math.prod(x[1:]), dtype=torch.float64, device=device).view(1, *x[1:])
+        held = self.pad(cells) if self.wraps else replace(self, border="constant", fill=-1.0).pad(cells)
+        return start.flatten(), number[(slice(0, w[1]), *taps)].flatten(), held.flatten().long()
 
     def cell(self, unit: Tensor, tap: Tensor, x: torch.Size, w: torch.Size) -> Tensor:
         """Flat input index that meets tap ``tap`` of output ``unit`` (broadcast); -1 outside the image."""
-        extents, window = self.extents(x, w), w[2:]
-        channel = unit // math.prod(extents) // (w[0] // self.groups) * w[1] + tap // math.prod(window)
-        flat, outside = channel, torch.zeros((), dtype=torch.bool, device=unit.device)
-        step_p, step_q = math.prod(extents), math.prod(window)
-        for axis, (extent, taps, size) in enumerate(zip(extents, window, x[2:], strict=True)):
-            step_p, step_q = step_p // extent, step_q // taps
-            table = self.positions(axis, size, taps, unit.device)
-            at = table[unit // step_p % extent, tap // step_q % taps]
-            outside = outside | (at < 0)
-            flat = flat * size + at
-        return torch.where(outside, -1, flat)
+        start, away, held = self.tables(x, w, unit.device)
+        position = start[unit] + away.index_select(0, tap.flatten()).view(tap.shape)
+        return held.index_select(0, position.flatten()).view(position.shape)
 
 
 Geometry = Dense | Window

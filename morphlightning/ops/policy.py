@@ -7,6 +7,7 @@ every process, which keeps compiled graphs valid when they are cached on disk.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,10 @@ class Policy:
         parts = (self.rule, *((self.message,) if self.message else ()), *self.routes)
         object.__setattr__(self, "key", "+".join(f"{type(part).__module__}:{part!r}" for part in parts))
         _known[self.key] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what makes the policy, so that the process that loads it knows it too."""
+        return Policy, (self.rule, self.message, self.routes)
 
     @property
     def winner_only(self) -> bool:

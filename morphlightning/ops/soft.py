@@ -14,14 +14,14 @@ from morphlightning.ops.vmap import vmap_by_loop
 
 @torch.library.custom_op("morphlightning::log_sum_exp_plus", mutates_args=())
 def _forward(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
-    dtype = eager.compute_dtype(x, w)
-    w = w.to(dtype)
-    parts = [_log_sum_exp(part.to(dtype), w, beta.to(dtype)) for part in x.split(eager.rows_at_once(w))]
+    w = w.to(eager.compute_dtype(x, w))
+    parts = [_scores(part, w, beta).logsumexp(-1) / beta for part in x.split(eager.rows_at_once(w))]
     return torch.cat(parts).to(x.dtype)
 
 
-def _log_sum_exp(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
-    return torch.logsumexp(beta * (x[:, None] + w), -1) / beta
+def _scores(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
+    """beta (x[b, j] + w[i, j]), shape (samples, out, in); -inf for missing weights, also where x is +inf."""
+    return (beta.to(w.dtype) * (x.to(w.dtype)[:, None] + w)).masked_fill(w == -math.inf, -math.inf)
 
 
 @_forward.register_fake
@@ -31,15 +31,13 @@ def _(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
 
 @torch.library.custom_op("morphlightning::log_sum_exp_plus_backward", mutates_args=())
 def _backward(gy: Tensor, x: Tensor, w: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Every candidate receives its softmax share of the message."""
-    dtype = eager.compute_dtype(x, w)
-    gx, gw = [], torch.zeros(w.shape, dtype=dtype, device=w.device)
-    wide, beta = w.to(dtype), beta.to(dtype)
-    for part, message in zip(x.split(eager.rows_at_once(w)), gy.split(eager.rows_at_once(w)), strict=True):
-        scores = beta * (part.to(dtype)[:, None] + wide)
-        top = scores.amax(-1, keepdim=True)
-        share = (scores - top.masked_fill(top == -math.inf, 0)).softmax(-1).masked_fill(top == -math.inf, 0)
-        sent = share * message.to(dtype)[..., None]
+    """Every candidate receives its softmax share of the message; an infinite output sends nothing."""
+    wide = w.to(eager.compute_dtype(x, w))
+    gx, gw, at_once = [], torch.zeros_like(wide, memory_format=torch.contiguous_format), eager.rows_at_once(w)
+    for part, message in zip(x.split(at_once), gy.split(at_once), strict=True):
+        scores = _scores(part, wide, beta)
+        infinite = scores.amax(-1, keepdim=True).isinf()
+        sent = scores.masked_fill(infinite, 0).softmax(-1).masked_fill(infinite, 0) * message.to(wide.dtype)[..., None]
         gx.append(sent.sum(1))
         gw += sent.sum(0)
     return torch.cat(gx).to(x.dtype), gw.to(w.dtype)
@@ -47,7 +45,7 @@ def _backward(gy: Tensor, x: Tensor, w: Tensor, beta: Tensor) -> tuple[Tensor, T
 
 @_backward.register_fake
 def _(gy: Tensor, x: Tensor, w: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(w)
+    return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
 _forward.register_vmap(vmap_by_loop(_forward))

@@ -19,8 +19,8 @@ class OperatorView:
     def __init__(self, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry) -> None:
         dtype = eager.compute_dtype(x, w)
         self._x_shape, self._w_shape, self._geometry = x.shape, w.shape, geometry
-        self.x, self.w = x.to(dtype).flatten(1), w.to(dtype).flatten()
-        self.arg, self.gap = arg.flatten(1), gap.flatten(1)
+        self.x, self.w = eager.bounded(x.to(dtype)).flatten(1), w.to(dtype).flatten()
+        self.arg, self.gap = arg.flatten(1).long(), gap.flatten(1)
 
     @property
     def samples(self) -> int:
@@ -44,7 +44,7 @@ class OperatorView:
 
     def touches(self, gy: Tensor) -> Tensor:
         """Count, for each weight, the rows with a message different from zero that selected it."""
-        return self.scatter((gy != 0).to(gy.dtype))[1]
+        return eager.touches(gy, self.arg, self._w_shape, self._geometry).flatten()
 
     def chunks(self, rows: Tensor, eps: float) -> Iterator[ActiveChunk]:
         """Active sets of the rows marked in ``rows`` (samples, units), whole samples at a time."""
@@ -75,7 +75,7 @@ class OperatorView:
         inputs = self.x[sample[:, None], cell]
         if isinstance(self._geometry, Window):
             outside = self._geometry.fill if self._geometry.border == "constant" else -math.inf
-            inputs = inputs.masked_fill(cell < 0, outside)
+            inputs = eager.bounded(inputs.masked_fill(cell < 0, outside))
         # the same sum in the same dtype as in the forward pass: else an exact tie would be missed
         scores = inputs + self.w[tap]
         slack = scores.amax(1, keepdim=True) - scores

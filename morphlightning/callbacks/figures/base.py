@@ -15,13 +15,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from morphlightning.errors import ConfigError
 
 DPI = 120
+SIGNED = "RdBu_r"  # the colour map of signed values, told apart by all kinds of colour vision
 SMALL, MEDIUM = 8, 10  # font sizes in points
 
 
@@ -84,16 +88,20 @@ class FigureCallback(Callback):
                 )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                # add_figure would import pyplot, with its global state, and draw a second time
+                # add_figure would draw a second time, and touch pyplot and its global state
                 logger.experiment.add_image(f"figures/{name}", pixels, trainer.global_step, dataformats="HWC")
 
 
-def moment_of(trainer: Trainer) -> str:
-    """``epoch=<epoch>-step=<step>`` during a fit, counted from 0 as in the names of checkpoints; empty outside."""
+def moment_of(trainer: Trainer, training_ended: bool = False) -> str:
+    """``epoch=<epoch>-step=<step>`` during a fit, counted from 0 as in the names of checkpoints; empty outside.
+
+    Args:
+        trainer: The Trainer.
+        training_ended: Whether the last epoch is over, when Lightning's counter is one ahead.
+    """
     if trainer.state.fn != TrainerFn.FITTING:
         return ""
-    finished = not trainer.training and not trainer.validating  # after the last epoch Lightning counts one more
-    return f"epoch={trainer.current_epoch - finished:03d}-step={trainer.global_step:06d}"
+    return f"epoch={trainer.current_epoch - training_ended:03d}-step={trainer.global_step:06d}"
 
 
 def stage_of(trainer: Trainer) -> str:
@@ -116,14 +124,72 @@ def pair_of(owner: Callback, batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def caption_of(moment: str) -> str:
+    """``epoch 3, step 120`` for the moment ``epoch=003-step=000120``."""
+    parts = (part.split("=") for part in moment.split("-") if part)
+    return ", ".join(f"{name} {int(number)}" for name, number in parts)
+
+
 @contextlib.contextmanager
 def unobserved(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Evaluation mode as validation has it, with the generators' states put back at the end."""
-    device = pl_module.device
-    others = [] if device.type == "cpu" else [device]
-    kind = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng(others, device_type=kind), torch.no_grad(), trainer.precision_plugin.forward_context():
+    """A forward pass in the precision of the run, without gradients and with the random states put back at the end."""
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices, device_type="cuda"),
+        torch.no_grad(),
+        trainer.precision_plugin.forward_context(),
+    ):
         yield
+
+
+def grid(
+    rows: int,
+    columns: int,
+    cell: tuple[float, float],
+    gap: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    **options: Any,
+) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """Figure of rows by columns axes of equal size.
+
+    All lengths in inches, which is several times cheaper than a layout engine.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        cell: Width and height of one of the axes.
+        gap: Width and height between neighbours.
+        margins: Left, right, bottom and top; the colour bar stands in the right one.
+        **options: Options of ``Figure.subplots``.
+    """
+    left, right, bottom, top = margins
+    inner = columns * cell[0] + (columns - 1) * gap[0], rows * cell[1] + (rows - 1) * gap[1]
+    width, height = left + inner[0] + right, bottom + inner[1] + top
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    spacing = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": bottom / height,
+        "top": 1 - top / height,
+        "wspace": gap[0] / cell[0],
+        "hspace": gap[1] / cell[1],
+    }
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing, **options)
+    return figure, axes
+
+
+def colorbar(figure: Figure, axes: Any, norm: Normalize, label: str) -> None:
+    """Colour bar of the map of signed values, in the margin at the right of ``axes``."""
+    boxes = [axis.get_position(original=True) for axis in np.ravel(axes)]
+    low, high, right = min(box.y0 for box in boxes), max(box.y1 for box in boxes), max(box.x1 for box in boxes)
+    across, up = 1 / figure.get_figwidth(), 1 / figure.get_figheight()
+    more = max(0.0, 0.7 * up - (high - low)) / 2  # what a row of thin images needs beyond its own height
+    place = (right + 0.12 * across, low - more, 0.12 * across, high - low + 2 * more)
+    bar = figure.colorbar(ScalarMappable(norm, SIGNED), cax=figure.add_axes(place))
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
 
 
 def render(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -34,9 +34,10 @@ class SignDescent(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 state = self.state[p]
-                mean = state.setdefault("mean", torch.zeros_like(p))
-                mean.lerp_(p.grad, 1 - group["momentum"])
-                p.sub_(group["lr"] * mean.sign())
+                if not state:
+                    state["mean"] = torch.zeros_like(p)
+                state["mean"].lerp_(p.grad, 1 - group["momentum"])
+                p.sub_(state["mean"].sign(), alpha=group["lr"])
         return loss
 
 

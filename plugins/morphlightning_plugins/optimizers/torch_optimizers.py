@@ -5,6 +5,7 @@ Decay pulls a max-plus weight towards 0, where it wins, instead of towards -inf,
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR, StepLR
 
+from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Group, TorchOptimizer
 
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
@@ -23,7 +25,8 @@ SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine", "one_cycle", "step")
 class _Scheduled(TorchOptimizer):
     """What all have in common: a rate, a decay and a schedule.
 
-    ``schedule``: constant, cosine (to 0), one_cycle (torch's OneCycleLR), or step (times 0.1 after each third).
+    ``schedule``: constant, cosine (to 0), one_cycle (torch's OneCycleLR with ``lr`` as its peak; the
+    momentum is left alone), or step (times 0.1 after each third). Rates change after every optimizer step.
     ``warmup`` is the share of all steps over which a constant or cosine rate rises linearly. ``morph_lr`` is the rate
     of max-plus weights where it differs.
     """
@@ -67,27 +70,32 @@ class _Scheduled(TorchOptimizer):
             ]
         )
 
-    def scheduler(
-        self, optimizer: torch.optim.Optimizer, total_steps: int, total_epochs: int
-    ) -> dict[str, Any] | None:
-        """A schedule that is stepped after every optimizer step."""
+    def scheduler(self, optimizer: torch.optim.Optimizer, total_steps: int, total_epochs: int) -> dict[str, Any] | None:
+        """A schedule that is stepped after every optimizer step.
+
+        Raises:
+            ConfigError: The schedule depends on the length of the run, and the run has no end.
+        """
         if self.schedule == "constant" and not self.warmup:
             return None
-        return {"scheduler": self._schedule(optimizer, max(1, total_steps)), "interval": "step"}
+        if total_steps < 1:
+            what = f"schedule {self.schedule!r}" + (f" with warmup={self.warmup}" if self.warmup else "")
+            raise ConfigError(f"{what} depends on the length of the run: set the Trainer's max_epochs or max_steps")
+        return {"scheduler": self._schedule(optimizer, total_steps), "interval": "step"}
 
     def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
         if self.schedule == "one_cycle":
-            return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps)
+            highest = [group["lr"] for group in optimizer.param_groups]
+            return OneCycleLR(optimizer, highest, total_steps=steps, cycle_momentum=False)
         if self.schedule == "step":
-            return StepLR(optimizer, max(1, steps // 3), gamma=0.1)
+            return StepLR(optimizer, math.ceil(steps / 3), gamma=0.1)
         rising = int(self.warmup * steps)
+        parts: list[LRScheduler] = []
+        if rising:
+            parts.append(LinearLR(optimizer, 1 / (rising + 1), 1.0, rising))
         if self.schedule == "cosine":
-            rest: LRScheduler = CosineAnnealingLR(optimizer, max(1, steps - rising))
-        else:
-            rest = LinearLR(optimizer, 1.0, 1.0, total_iters=1)
-        if not rising:
-            return rest
-        return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (rising + 1), 1.0, rising), rest], [rising])
+            parts.append(CosineAnnealingLR(optimizer, steps - rising))
+        return SequentialLR(optimizer, parts, [rising]) if len(parts) == 2 else parts[0]
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Adam(_Scheduled):
 
     def make(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch.optim.Adam."""
-        return torch.optim.Adam(params, betas=tuple(self.betas))
+        return torch.optim.Adam(params, betas=self.betas)
 
 
 @dataclass(frozen=True)
@@ -132,4 +140,4 @@ class AdamW(_Scheduled):
 
     def make(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch.optim.AdamW."""
-        return torch.optim.AdamW(params, betas=tuple(self.betas))
+        return torch.optim.AdamW(params, betas=self.betas)

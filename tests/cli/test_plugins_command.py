@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from morphlightning import plugins_command, registry
+from morphlightning import registry
+from morphlightning.cli import plugins as plugins_command
 from morphlightning.interfaces import DerivativeRule
 
 

@@ -1,0 +1,122 @@
+"""torch.compile, torch.func, opcheck: the operators as torch sees them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import morphlightning.functional as mf
+from morphlightning.ops import dispatch, geodesic, soft
+from morphlightning.ops.geometry import DENSE, Window, parse
+from morphlightning.pipeline import Pipeline
+
+WINDOW = Window((1, 2), (1, 1), (1, 0), (1, 1), 2, "circular")
+
+
+def policy_key(derivative: str) -> str:
+    return Pipeline.parse(derivative).policy.key
+
+
+@pytest.mark.parametrize("derivative", ["first", "bouligand"])
+def test_compiled_functions_equal_eager_ones(derivative: str) -> None:
+    def run(x: Tensor, w: Tensor, image: Tensor, b: Tensor) -> Tensor:
+        dense = mf.closing(x, w, derivative=derivative)
+        windowed = mf.opening2d(image, b, derivative=derivative)
+        rebuilt = mf.reconstruction_by_dilation2d(windowed, image)
+        return dense.sum() + (rebuilt * image).sum() + mf.soft_erosion(x.t(), w.t(), 3.0).sum()
+
+    arguments = [torch.randn(s, requires_grad=True) for s in ((5, 4), (5, 4), (2, 3, 6, 5), (3, 3, 2))]
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), run(*arguments))
+    seen = torch.autograd.grad(compiled(*arguments), arguments)
+    for a, b in zip(seen, torch.autograd.grad(run(*arguments), arguments), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dynamic_batches() -> None:
+    w, b = torch.randn(3, 4), torch.randn(2, 3, 3)
+    compiled = torch.compile(
+        lambda x, f: (mf.dilation(x, w), mf.dilation2d(f, b)), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for n in (2, 3, 7):
+        x, f = torch.randn(n, 4, requires_grad=True), torch.randn(n, 2, 5, 4, requires_grad=True)
+        y, z = compiled(x, f)
+        assert torch.equal(y, mf.dilation(x, w))
+        assert torch.equal(z, mf.dilation2d(f, b))
+        (y.sum() + z.sum()).backward()
+        assert x.grad.sum() == 3 * n
+
+
+@pytest.mark.parametrize("derivative", ["first", "uniform", "bouligand"])
+def test_vmap_grad_and_jacobians(derivative: str) -> None:
+    x, w = torch.randn(4, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return mf.erosion(x, w, derivative=derivative).square().sum()
+
+    weight = w.clone().requires_grad_()
+    one_by_one = torch.stack([torch.autograd.grad(loss(weight, sample), weight)[0] for sample in x])
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(w, x)
+    torch.testing.assert_close(per_sample, one_by_one)
+    jacobian = torch.func.jacrev(lambda x: mf.dilation(x, w, derivative=derivative))(x[0])
+    assert torch.equal(jacobian, torch.autograd.functional.jacobian(lambda x: mf.dilation(x, w), x[0]))
+    images, b = torch.randn(3, 2, 5, 4), torch.randn(2, 3, 3)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda f: mf.dilation2d(f, b, derivative=derivative))(images), mf.dilation2d(images, b)
+    )
+
+
+def test_vmap_of_reconstruction_and_soft_operators() -> None:
+    seeds, masks, w = torch.randn(3, 1, 5, 4), torch.randn(3, 1, 5, 4), torch.randn(2, 4)
+    torch.testing.assert_close(
+        torch.func.vmap(mf.reconstruction_by_dilation2d)(seeds, masks), mf.reconstruction_by_dilation2d(seeds, masks)
+    )
+    torch.testing.assert_close(torch.func.vmap(lambda x: mf.soft_dilation(x, w))(seeds), mf.soft_dilation(seeds, w))
+
+
+def call(x: Tensor, w: Tensor, where) -> tuple[Tensor, Tensor, Tensor]:
+    return dispatch._indices(x, w, where.key(), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "where"), [((3, 5), (4, 5), DENSE), ((2, 4, 5, 6), (4, 2, 3, 2), WINDOW)]
+)
+def test_opcheck(x_shape: tuple[int, ...], w_shape: tuple[int, ...], where, dtype: torch.dtype) -> None:
+    tests = ("test_schema", "test_faketensor")
+    x, w = torch.randn(x_shape).to(dtype), torch.randn(w_shape).to(dtype)
+    turned = x.transpose(1, -1).contiguous().transpose(1, -1)
+    for a in (x, turned):
+        torch.library.opcheck(dispatch._value, (a, w, where.key()), test_utils=tests)
+        for gap in (False, True):
+            torch.library.opcheck(dispatch._indices, (a, w, where.key(), gap), test_utils=tests)
+    y, arg, gap = call(x, w, where)
+    gy = torch.randn(y.shape)
+    shapes = list(x.shape), list(w.shape)
+    torch.library.opcheck(dispatch._scatter, (gy, arg, *shapes, where.key()), test_utils=tests)
+    torch.library.opcheck(dispatch._touches, (gy, arg, shapes[1], where.key()), test_utils=tests)
+    torch.library.opcheck(dispatch._cells, (arg, *shapes, where.key()), test_utils=tests)
+    torch.library.opcheck(dispatch._gather, (x.float(), w.float(), arg, where.key()), test_utils=tests)
+    for derivative in ("uniform", "bouligand"):
+        arguments = (gy, turned, w, arg, gap, where.key(), policy_key(derivative), True)
+        torch.library.opcheck(dispatch._route, arguments, test_utils=tests)
+
+
+def test_opcheck_of_reconstruction_and_soft_operators() -> None:
+    tests = ("test_schema", "test_faketensor")
+    seeds = torch.randn(2, 1, 5, 4).transpose(2, 3)
+    footprint = torch.ones(3, 3, dtype=torch.bool)
+    torch.library.opcheck(geodesic._reconstruct, (seeds, seeds + 1, footprint, True), test_utils=tests)
+    x, w, beta = torch.randn(5, 3).t(), torch.randn(5, 4).t(), torch.tensor(2.0)
+    torch.library.opcheck(soft._forward, (x, w, beta), test_utils=tests)
+    torch.library.opcheck(soft._backward, (torch.randn(3, 4), x, w, beta), test_utils=tests)
+
+
+@pytest.mark.parametrize("where", [DENSE, WINDOW, Window((2,), (3,), (0,), (4,), 1, "constant", -0.5)])
+def test_a_geometry_is_its_key(where) -> None:
+    assert parse(where.key()) == where
+
+
+def test_backends() -> None:
+    assert dispatch.available()["eager"] == "available"

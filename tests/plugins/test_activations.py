@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from morphlightning import registry
+from morphlightning.errors import ConfigError
+from morphlightning.interfaces import Constrained
+
+
+def build(spec: Any, **context: Any) -> nn.Module:
+    module: nn.Module = registry.build("activations", spec, **context)
+    return module
+
+
+def test_relu() -> None:
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(build("relu", channels=3)(x), x.clamp_min(0))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 4, 3), (2, 4, 3, 5)])
+def test_soft_threshold_is_the_proximal_map_of_the_absolute_value(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    channel_dim = 1 if len(shape) > 1 else 0
+    module = build({"name": "soft_threshold", "threshold": 0.3}, channels=4, channel_dim=channel_dim)
+    torch.testing.assert_close(module(x), x.sign() * (x.abs() - 0.3).clamp_min(0))
+
+
+def test_soft_threshold_has_one_threshold_a_channel() -> None:
+    module = build("soft_threshold", channels=2, channel_dim=-1)
+    with torch.no_grad():
+        module.threshold.copy_(torch.tensor([0.0, 10.0]))
+    x = torch.tensor([[1.0, 1.0], [-2.0, -2.0]])
+    assert torch.equal(module(x).detach(), torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+
+
+def test_soft_threshold_stays_non_negative() -> None:
+    module = build("soft_threshold", channels=3)
+    assert isinstance(module, Constrained)
+    with torch.no_grad():
+        module.threshold.copy_(torch.tensor([-1.0, 0.0, 0.5]))
+    module.project_()
+    assert torch.equal(module.threshold.detach(), torch.tensor([0.0, 0.0, 0.5]))
+    with pytest.raises(ConfigError, match="threshold must be >= 0"):
+        build({"name": "soft_threshold", "threshold": -0.1})
+
+
+STARTS = {
+    "identity": lambda x: x,
+    "relu": lambda x: x.clamp_min(0),
+    "absolute": lambda x: x.abs(),
+    "zero": torch.zeros_like,
+}
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_linear_spline_starts_as_a_function_with_its_kink_at_a_knot(init: str) -> None:
+    module = build({"name": "linear_spline", "init": init, "knots": 31}, channels=4).double()
+    x = 2 * torch.randn(5, 4, 6, dtype=torch.float64)  # beyond the knots, too
+    torch.testing.assert_close(module(x), STARTS[init](x), rtol=1e-5, atol=1e-6)
+
+
+def test_linear_spline_interpolates_its_values() -> None:
+    module = build({"name": "linear_spline", "knots": 7, "limit": 3.0}).double()
+    values = torch.randn(7, dtype=torch.float64)
+    with torch.no_grad():
+        module.values.copy_(values[None])
+    x = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    expected = np.interp(x.numpy(), np.linspace(-3, 3, 7), values.numpy())
+    np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-12)
+    slope = (values[-1] - values[-2]).item()
+    beyond = module(torch.tensor([4.0], dtype=torch.float64))
+    assert beyond.item() == pytest.approx(values[-1].item() + slope)
+
+
+def test_linear_spline_gradients() -> None:
+    module = build({"name": "linear_spline", "knots": 7}, channels=2, channel_dim=-1).double()
+    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    values = module.values.detach().clone().requires_grad_()
+
+    def function(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, {"values": values}, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, values))
+
+
+def test_linear_spline_keeps_nan_and_dtype() -> None:
+    module = build("linear_spline")
+    out = module(torch.tensor([float("nan"), 1.0], dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert out.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [({"knots": 1}, "knots must be >= 2"), ({"limit": 0}, "limit must be > 0"), ({"init": "tanh"}, "init must be one")],
+)
+def test_linear_spline_bad_parameters(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({"name": "linear_spline", **parameters})
