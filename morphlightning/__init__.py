@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from morphlightning import vision as _vision
 
 if TYPE_CHECKING:
-    from morphlightning import callbacks, data, errors, functional, interfaces, layers, metrics, models, registry, testing
+    from morphlightning import (
+        callbacks,
+        data,
+        errors,
+        functional,
+        interfaces,
+        layers,
+        metrics,
+        models,
+        registry,
+        testing,
+    )
     from morphlightning.checkpoint_io import SafeCheckpointIO
     from morphlightning.layers import apply_update_heuristics
     from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
@@ -36,7 +47,7 @@ _NAMES = {
     "SafeCheckpointIO": "checkpoint_io",
     "apply_update_heuristics": "layers",
 }
-__all__ = [  # noqa: F822 - loaded on demand below
+__all__ = [
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
     "SafeCheckpointIO",

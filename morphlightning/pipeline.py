@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from morphlightning import registry
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Heuristic, Spec
+from morphlightning.ops import policy
 from morphlightning.ops.policy import Policy
 
 
@@ -38,8 +41,9 @@ class Pipeline:
             ConfigError: Two message heuristics, or an order that contradicts what an update declares.
         """
         if isinstance(derivative, str) and isinstance(heuristic, str):
-            classes = registry.get("derivatives", derivative), *(registry.get("heuristics", h) for h in split(heuristic))
-            return _parse_names(derivative, heuristic, classes)
+            classes = [registry.get("derivatives", derivative)]
+            classes += [registry.get("heuristics", part) for part in split(heuristic)]
+            return _parse_names(derivative, heuristic, tuple(classes))
         return cls._parse(derivative, heuristic)
 
     @classmethod
@@ -57,6 +61,16 @@ class Pipeline:
         _check_order(updates)
         policy = Policy(rule, messages[0][1] if messages else None, routes)
         return cls(policy, tuple(h for name, h in updates if name.rpartition(":")[2] != "plain"))
+
+
+def policy_of(derivative: Spec) -> Policy:
+    """The policy of a derivative rule alone; for a compiler, which shall not trace the registry, a constant."""
+    return policy.parse(_policy_key(derivative))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _policy_key(derivative: Spec) -> str:
+    return Pipeline.parse(derivative).policy.key
 
 
 @lru_cache(maxsize=256)

@@ -55,4 +55,4 @@ def test_public_names_resolve():
     for name in ml.__all__:
         assert getattr(ml, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        ml.nothing  # noqa: B018
+        ml.nothing

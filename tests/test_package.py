@@ -87,7 +87,8 @@ def test_readme_plugin_passes_the_conformance_kit(tmp_path, monkeypatch):
 
 
 def test_documents_are_there():
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", "docs/architecture.md", "docs/conventions.md", "docs/plugins.md"):
+    documents = [f"docs/{name}.md" for name in ("architecture", "conventions", "plugins", "reliability")]
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", *documents):
         assert (ROOT / name).read_text().strip()
     links = re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / "README.md").read_text())
     assert links

@@ -62,8 +62,9 @@ def run_demo(run: str | None = None, epochs: int | None = None, seed: int = 0) -
             beside = (f"{size:,}", f"{seconds:.0f}") if number == 0 else ("", "")
             table.add_row(name if number == 0 else "", metric, f"{value:.4f}", *beside)
     console.print(table)
-    console.print(f"\nFigures: {folder}/*/figures/*.png\nCurves and figures in a browser: tensorboard --logdir {folder}")
-    console.print(f"A model again: MorphologicalClassifier.load_from_checkpoint('{folder}/classifier/checkpoints/last.ckpt')")
+    console.print(f"\nFigures: {folder}/*/figures/*.png")
+    console.print(f"Curves and figures in a browser: tensorboard --logdir {folder}")
+    console.print(f"Checkpoints, for MorphologicalClassifier.load_from_checkpoint: {folder}/*/checkpoints/")
     return 0
 
 

@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,16 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs=quiet | {name: quiet for name in self.subcommands()} if run else quiet,
+            parser_kwargs=quiet | dict.fromkeys(self.subcommands(), quiet) if run else quiet,
             args=args,
             run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Arguments of a run beside Lightning's."""
-        parser.add_argument("--run", type=str | None, default=None, help="Run folder; new, runs/<model>-<time> if None.")
+        parser.add_argument("--run", type=str | None, default=None, help="Run folder, new (runs/<model>-<time>).")
         parser.add_argument("--figures", type=bool, default=True, help="Draw figures to TensorBoard and PNG files.")
-        parser.add_argument("--monitor", type=str, default="val/loss", help="Logged value that the best checkpoint has.")
+        parser.add_argument("--monitor", type=str, default="val/loss", help="What the best checkpoint is best at.")
         parser.add_argument("--mode", type=str, default="min", help="Whether the best is the 'min' or the 'max'.")
 
     def _parse_ckpt_path(self) -> None:
@@ -107,7 +108,9 @@ class TrainingCLI(LightningCLI):
 class ProgressBar(RichProgressBar):
     """The rich progress bar with what changes during an epoch, and no version number."""
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Metrics to show."""
         metrics = super().get_metrics(trainer, pl_module)
         return {name: v for name, v in metrics.items() if name != "v_num" and not name.endswith("_epoch")}
@@ -130,7 +133,8 @@ def run_folder(given: str | None, name: str) -> Path:
         RunExistsError: It is there already.
     """
     folder = Path(given) if given else Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if rank_zero_only.rank == 0 and folder.exists() and any(folder.iterdir()):
+    rank = getattr(rank_zero_only, "rank", 0)  # set from the launcher's environment
+    if rank == 0 and folder.exists() and any(folder.iterdir()):
         raise RunExistsError(
             f"the run folder {folder} exists already and nothing in it is overwritten; choose another --run "
             "(to resume a run, give its checkpoint with --ckpt_path and a new --run)"
@@ -160,7 +164,7 @@ def check_yaml(argv: list[str]) -> None:
     Raises:
         ArgumentError: A configuration file is malformed.
     """
-    for option, value in zip(argv, argv[1:], strict=False):
+    for option, value in pairwise(argv):
         if option in ("--config", "-c") and Path(value).is_file():
             try:
                 yaml.safe_load(Path(value).read_text())

@@ -9,7 +9,7 @@ from morphlightning.interfaces import Spec
 from morphlightning.ops.dispatch import maxplus
 from morphlightning.ops.geometry import DENSE
 from morphlightning.ops.policy import Policy
-from morphlightning.pipeline import Pipeline
+from morphlightning.pipeline import policy_of
 
 
 def max_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
     Source: the matrix-vector product of max-plus algebra; docs/conventions.md.
     """
     check_dense("dilation", x, w, 1)
-    return max_plus(x, w, Pipeline.parse(derivative).policy)
+    return max_plus(x, w, policy_of(derivative))
 
 
 def erosion(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -51,7 +51,7 @@ def erosion(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
     Args, returns and errors as for :func:`dilation`; a row without a finite weight gives +inf.
     """
     check_dense("erosion", x, w, 1)
-    return min_plus(x, w, Pipeline.parse(derivative).policy)
+    return min_plus(x, w, policy_of(derivative))
 
 
 def adjoint_erosion(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -72,7 +72,7 @@ def adjoint_erosion(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tens
         DtypeError: y or w is not floating-point.
     """
     check_dense("adjoint_erosion", y, w, 0)
-    return min_plus(y, w.t(), Pipeline.parse(derivative).policy)
+    return min_plus(y, w.t(), policy_of(derivative))
 
 
 def adjoint_dilation(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -81,7 +81,7 @@ def adjoint_dilation(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Ten
     ``y <= erosion(x, w)`` if and only if ``adjoint_dilation(y, w) <= x``. Arguments as for :func:`adjoint_erosion`.
     """
     check_dense("adjoint_dilation", y, w, 0)
-    return max_plus(y, w.t(), Pipeline.parse(derivative).policy)
+    return max_plus(y, w.t(), policy_of(derivative))
 
 
 def opening(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:

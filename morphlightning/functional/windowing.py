@@ -167,8 +167,9 @@ def apply_window(
     """
     images = batched(where, x, rank)
     w, groups = weights(where, b, images, rank, how.groups)
-    window = how.window(tuple(w.shape[2:]), groups, sign)
-    check_fit(where, images, tuple(w.shape[2:]), window)
+    size = tuple(w.shape[2:])
+    window = how.window(size, groups, sign)
+    check_fit(where, images, size, window)
     if sign > 0:  # a dilation reflects its window
         axes = tuple(range(2, w.ndim))
         w, ghost = w.flip(axes), None if ghost is None else ghost.flip(axes)

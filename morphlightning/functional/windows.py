@@ -37,7 +37,7 @@ from morphlightning.functional.windowing import (
 )
 from morphlightning.interfaces import Spec
 from morphlightning.ops.policy import Policy
-from morphlightning.pipeline import Pipeline
+from morphlightning.pipeline import policy_of
 
 
 def dilation(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:
@@ -98,144 +98,144 @@ def dilation1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Dilation :math:`\max_z f(p - z) + b(z)` of signals."""
-    return dilation("dilation1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return dilation("dilation1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def dilation2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Dilation :math:`\max_z f(p - z) + b(z)` of images."""
-    return dilation("dilation2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return dilation("dilation2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def dilation3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Dilation :math:`\max_z f(p - z) + b(z)` of volumes."""
-    return dilation("dilation3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return dilation("dilation3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def erosion1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Erosion :math:`\min_z f(p + z) - b(z)` of signals, the adjoint of :func:`dilation1d`."""
-    return erosion("erosion1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return erosion("erosion1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def erosion2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Erosion :math:`\min_z f(p + z) - b(z)` of images, the adjoint of :func:`dilation2d`."""
-    return erosion("erosion2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return erosion("erosion2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def erosion3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[WindowOptions]
 ) -> Tensor:
     r"""Erosion :math:`\min_z f(p + z) - b(z)` of volumes, the adjoint of :func:`dilation3d`."""
-    return erosion("erosion3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return erosion("erosion3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def opening1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Opening of signals: erosion, then dilation by the same window; anti-extensive and idempotent."""
-    return opening("opening1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return opening("opening1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def opening2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Opening of images: erosion, then dilation by the same window; anti-extensive and idempotent."""
-    return opening("opening2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return opening("opening2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def opening3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Opening of volumes: erosion, then dilation by the same window; anti-extensive and idempotent."""
-    return opening("opening3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return opening("opening3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def closing1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Closing of signals: dilation, then erosion by the same window; extensive and idempotent."""
-    return closing("closing1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return closing("closing1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def closing2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Closing of images: dilation, then erosion by the same window; extensive and idempotent."""
-    return closing("closing2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return closing("closing2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def closing3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Closing of volumes: dilation, then erosion by the same window; extensive and idempotent."""
-    return closing("closing3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return closing("closing3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def gradient1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Morphological gradient of signals: dilation minus erosion."""
-    return gradient("gradient1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return gradient("gradient1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def gradient2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Morphological gradient of images: dilation minus erosion."""
-    return gradient("gradient2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return gradient("gradient2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def gradient3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Morphological gradient of volumes: dilation minus erosion."""
-    return gradient("gradient3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return gradient("gradient3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def white_tophat1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """White top-hat of signals: x minus its opening, what is brighter and thinner than the window."""
-    return white_tophat("white_tophat1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return white_tophat("white_tophat1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def white_tophat2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """White top-hat of images: x minus its opening, what is brighter and thinner than the window."""
-    return white_tophat("white_tophat2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return white_tophat("white_tophat2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def white_tophat3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """White top-hat of volumes: x minus its opening, what is brighter and thinner than the window."""
-    return white_tophat("white_tophat3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return white_tophat("white_tophat3d", x, b, 3, Windowing(**options), policy_of(derivative))
 
 
 def black_tophat1d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Black top-hat of signals: closing of x minus x, what is darker and thinner than the window."""
-    return black_tophat("black_tophat1d", x, b, 1, Windowing(**options), Pipeline.parse(derivative).policy)
+    return black_tophat("black_tophat1d", x, b, 1, Windowing(**options), policy_of(derivative))
 
 
 def black_tophat2d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Black top-hat of images: closing of x minus x, what is darker and thinner than the window."""
-    return black_tophat("black_tophat2d", x, b, 2, Windowing(**options), Pipeline.parse(derivative).policy)
+    return black_tophat("black_tophat2d", x, b, 2, Windowing(**options), policy_of(derivative))
 
 
 def black_tophat3d(
     x: Tensor, b: StructuringFunction, *, derivative: Spec = "first", **options: Unpack[TiedOptions]
 ) -> Tensor:
     """Black top-hat of volumes: closing of x minus x, what is darker and thinner than the window."""
-    return black_tophat("black_tophat3d", x, b, 3, Windowing(**options), Pipeline.parse(derivative).policy)
+    return black_tophat("black_tophat3d", x, b, 3, Windowing(**options), policy_of(derivative))

@@ -99,6 +99,16 @@ class PluginTraining(L.LightningModule):
             return [registry.config(kind, part) for part in spec]
         return spec if isinstance(spec, str) else registry.config(kind, spec)
 
+    @property
+    def example_input_array(self) -> Any:
+        """What a model summary runs, in the parameters' dtype."""
+        example = super().example_input_array
+        return example.to(self.dtype) if isinstance(example, Tensor) else example
+
+    @example_input_array.setter
+    def example_input_array(self, example: Any) -> None:
+        self._example_input_array = example
+
     # ------------------------------------------------------------------------------------------ for subclasses
     @abstractmethod
     def evaluate(self, batch: Any, stage: str) -> None:

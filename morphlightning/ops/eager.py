@@ -60,7 +60,7 @@ def indices(x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor
 
 def scatter(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Send each message to the winner: gradients of the shapes of x and w, in the dtype of ``gy``."""
-    gy, tap = _drop_lost(gy.reshape(x[0], -1), arg.reshape(x[0], -1))
+    gy, tap = _drop_lost(gy.flatten(1), arg.flatten(1))
     cell = geometry.cell(torch.arange(gy.shape[1], device=gy.device), tap, x, w)
     outside_wins = isinstance(geometry, Window) and geometry.border == "constant"
     sent = gy.masked_fill(cell < 0, 0) if outside_wins else gy
@@ -77,9 +77,9 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
 def gather(gx: Tensor, gw: Tensor, arg: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`scatter`: what each winner's cell and tap hold, added, in the shape of ``arg``."""
     x, w = gx.shape, gw.shape
-    one, tap = _drop_lost(torch.ones_like(arg, dtype=gx.dtype).reshape(x[0], -1), arg.reshape(x[0], -1))
+    one, tap = _drop_lost(torch.ones_like(arg, dtype=gx.dtype).flatten(1), arg.flatten(1))
     cell = geometry.cell(torch.arange(tap.shape[1], device=tap.device), tap, x, w)
-    from_cells = gx.reshape(x[0], -1).gather(1, cell.clamp_min(0)).masked_fill(cell < 0, 0)
+    from_cells = gx.flatten(1).gather(1, cell.clamp_min(0)).masked_fill(cell < 0, 0)
     return ((from_cells + gw.reshape(-1)[_weight_index(tap, w, geometry)]) * one).view(arg.shape)
 
 

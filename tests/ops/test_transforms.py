@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 
 import morphlightning.functional as mf
 from morphlightning.ops import dispatch, geodesic, soft
@@ -36,16 +37,23 @@ def test_compiled_functions_equal_eager_ones(derivative: str) -> None:
 
 def test_dynamic_batches() -> None:
     w, b = torch.randn(3, 4), torch.randn(2, 3, 3)
-    compiled = torch.compile(
-        lambda x, f: (mf.dilation(x, w), mf.dilation2d(f, b)), fullgraph=True, backend="aot_eager", dynamic=True
-    )
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(lambda x, f: (mf.dilation(x, w), mf.dilation2d(f, b)), fullgraph=True, backend=backend)
     for n in (2, 3, 7):
         x, f = torch.randn(n, 4, requires_grad=True), torch.randn(n, 2, 5, 4, requires_grad=True)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(f, 0)
         y, z = compiled(x, f)
         assert torch.equal(y, mf.dilation(x, w))
         assert torch.equal(z, mf.dilation2d(f, b))
         (y.sum() + z.sum()).backward()
         assert x.grad.sum() == 3 * n
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("derivative", ["first", "uniform", "bouligand"])
