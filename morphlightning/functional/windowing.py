@@ -144,7 +144,7 @@ def weights(where: str, b: StructuringFunction, x: Tensor, rank: int, groups: in
 
 
 def batched(where: str, x: Tensor, rank: int) -> Tensor:
-    """x with a batch axis."""
+    """Give x a batch axis where it has none."""
     if x.ndim not in (rank + 1, rank + 2):
         axes = ", ".join(("depth", "height", "width")[-rank:]) if rank > 1 else "length"
         raise ShapeError(f"{where}: x has shape {tuple(x.shape)}, expected (batch, channels, {axes}) or without batch")

@@ -77,8 +77,8 @@ class MorphLayer(nn.Module):
         filled = self.initializer.fill(SiteSpec(self.op, shape, shape[len(shape) - self._window :]), generator)
         if filled.shape != shape or not (filled < math.inf).all():
             raise ConfigError(
-                f"{type(self).__name__}: initializer {self.initializer!r} gave shape {tuple(filled.shape)}, or NaN or +inf;"
-                f" expected {shape}, finite, with -inf where a weight is missing"
+                f"{type(self).__name__}: initializer {self.initializer!r} gave {tuple(filled.shape)}, NaN or +inf; "
+                f"expected {shape}, finite, with -inf where a weight is missing"
             )
         self.mask &= (filled > -math.inf).to(self.mask.device)
         self.weight.copy_(filled.masked_fill(filled == -math.inf, 0.0))
@@ -106,7 +106,7 @@ class MorphLayer(nn.Module):
         return self.site.record(weight, samples), self.site.ghost
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.site.allocate()  # a bare attribute does not move with the module
         return self
 

@@ -36,7 +36,9 @@ class _SoftLayer(MorphLayer):
 
 
 class SoftDilation(_SoftLayer):
-    r"""Soft dilation :math:`\frac1\beta \log \sum_j e^{\beta (x_j + w_{ij})}`: (..., in_features) to (..., out_features).
+    r"""Soft dilation :math:`\frac1\beta \log \sum_j e^{\beta (x_j + w_{ij})}`.
+
+    (..., in_features) to (..., out_features).
 
     Args:
         in_features: Size of the last axis of x.

@@ -132,8 +132,8 @@ class _Tied(WindowLayer):
         refused = [name for name in _WINDOWING if name in options]
         if refused:
             raise ConfigError(
-                f"{type(self).__name__} does not take {', '.join(refused)}: both stages use one window with the neutral "
-                "border, which makes it idempotent; compose Dilation and Erosion layers for anything else"
+                f"{type(self).__name__} does not take {', '.join(refused)}: both stages use one window with the "
+                "neutral border, which makes it idempotent; compose Dilation and Erosion layers for anything else"
             )
         super().__init__(channels, None, kernel_size, dilation=dilation, **options)
 
@@ -249,7 +249,7 @@ class _DilationErosion(_Composite):
 
 
 class _DilationErosionPerceptron(_Composite):
-    r"""Convex mix :math:`\lambda_o \delta_o + (1 - \lambda_o) \varepsilon_o`, one lambda in (0, 1) an output channel."""
+    r"""Convex mix :math:`\lambda_o \delta_o + (1 - \lambda_o) \varepsilon_o`; one lambda in (0, 1) a channel."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size = 3, **options: Any) -> None:
         super().__init__()

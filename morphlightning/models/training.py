@@ -172,6 +172,9 @@ class PluginTraining(L.LightningModule):
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
+        # It has made the training loader, before a resumed run knows the loader's saved state; a loader that is there
+        # already would never be given it (Lightning 2.6). So the loader is made anew when training begins.
+        self.trainer.fit_loop._combined_loader = None
         return int(total) if total != float("inf") else -1
 
     def _project(self, *_: Any) -> None:

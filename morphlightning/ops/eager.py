@@ -23,7 +23,7 @@ def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
 
 
 def bounded(x: Tensor) -> Tensor:
-    """x with +inf as the largest finite number, so that a missing weight loses against it (+inf - inf is NaN)."""
+    """Replace +inf by the largest finite number, so that a missing weight loses against it (+inf - inf is NaN)."""
     return x.clamp_max(torch.finfo(x.dtype).max)
 
 

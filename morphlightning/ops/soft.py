@@ -20,7 +20,7 @@ def _forward(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
 
 
 def _scores(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
-    """beta (x[b, j] + w[i, j]), shape (samples, out, in); -inf for missing weights, also where x is +inf."""
+    """Compute beta (x[b, j] + w[i, j]), shape (samples, out, in); -inf for missing weights, also where x is +inf."""
     return (beta.to(w.dtype) * (x.to(w.dtype)[:, None] + w)).masked_fill(w == -math.inf, -math.inf)
 
 

@@ -84,7 +84,8 @@ def window_operator(x: Tensor, b: Tensor, sign: int, merge: str = "max", **optio
             ]
             total.append(torch.stack(parts).sum(0))
         return torch.cat(total, 1)
-    size = extents(x.shape[2:], b.shape[2:], **{k: options[k] for k in ("stride", "dilation", "padding") if k in options})
+    sizes = {name: options[name] for name in ("stride", "dilation", "padding") if name in options}
+    size = extents(x.shape[2:], b.shape[2:], **sizes)
     rows = [[max((c.score for c in mine), default=-math.inf) for mine in candidates(f, b, sign, **options)] for f in x]
     return sign * torch.tensor(rows, dtype=x.dtype).view(len(x), b.shape[0], *size)
 

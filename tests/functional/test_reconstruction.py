@@ -122,5 +122,5 @@ def test_wrong_inputs() -> None:
         mf.reconstruction_by_erosion2d(x, x, torch.ones(3, dtype=torch.bool))
     with pytest.raises(ConfigError, match="window size"):
         mf.reconstruction_by_erosion2d(x, x, 0)
-    with pytest.raises(DtypeError, match="mask is torch.int64"):
+    with pytest.raises(DtypeError, match=r"mask is torch\.int64"):
         mf.reconstruction_by_erosion2d(x, x.long())

@@ -77,7 +77,8 @@ def test_no_overflow_and_a_tensor_for_beta() -> None:
 
 def test_missing_weights_and_infinite_inputs_have_no_share() -> None:
     w = torch.tensor([[0.0, -math.inf, 1.0], [-math.inf] * 3], requires_grad=True)
-    x = torch.tensor([[1.0, 5.0, -math.inf], [-math.inf] * 3, [0.0, math.inf, 0.0], [0.0, 0.0, math.inf]], requires_grad=True)
+    inf = math.inf
+    x = torch.tensor([[1, 5, -inf], [-inf] * 3, [0, inf, 0], [0, 0, inf]], requires_grad=True)
     y = mf.soft_dilation(x, w, 3.0)
     assert y[0].tolist() == [1.0, -math.inf]
     assert y[1].tolist() == [-math.inf, -math.inf]

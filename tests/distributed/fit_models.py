@@ -1,0 +1,87 @@
+"""Trains a model on two processes and on one, and says whether both agree; started by test_models_ddp.py.
+
+Usage: fit_models.py <folder> <case> <devices>. Process 0 writes <folder>/<case>-<devices>.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import morphlightning  # noqa: F401 - before lightning, as the README asks
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from morphlightning import SafeCheckpointIO
+from morphlightning.data import Digits
+from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, PluginTraining
+
+SHAPE, STEPS, BATCH = (1, 8, 8), 20, 16
+SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
+
+
+def classifier(**settings: Any) -> PluginTraining:
+    return MorphologicalClassifier(SHAPE, **{"channels": (4, 6), "optimizer": SGD} | settings)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {"optimizer": {"name": "adam", "lr": 1e-3, "schedule": "one_cycle"}},
+    "count_normalized": {"heuristic": "count_normalized", "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}]},
+    "bouligand": {"derivative": {"name": "bouligand", "eps": 0.02}, "head": "max_plus", "head_units": 30},
+    "everything": {
+        "derivative": {"name": "bouligand", "eps": 0.02},
+        "heuristic": "count_normalized",
+        "regularizers": ["l1"],
+        "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}],
+    },
+    "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
+    "denoiser": {},
+}
+
+
+class Densities(Callback):
+    """Keeps what the diagnostic logged at each step."""
+
+    def __init__(self) -> None:
+        self.kept: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        logged = trainer.callback_metrics
+        self.kept += [float(logged[name]) for name in sorted(logged) if name.startswith("diagnostics/")]
+
+
+def run(folder: Path, case: str, devices: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    settings = CASES[case]
+    task = "denoising" if case == "denoiser" else "classification"
+    model = MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD) if case == "denoiser" else classifier(**settings)
+    densities = Densities()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="64-true",
+        max_steps=STEPS,
+        max_epochs=-1,
+        limit_val_batches=2,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        plugins=[SafeCheckpointIO()],
+        callbacks=[densities, ModelCheckpoint(folder, f"{case}-{devices}", save_top_k=1, every_n_train_steps=STEPS)],
+    )
+    data = Digits(batch_size=BATCH * 2 // devices, train_size=BATCH * 2 * 7, task=task)  # 20 steps: nearly three epochs
+    trainer.fit(model, data)
+    if trainer.is_global_zero:
+        result = {"parameters": dict(model.named_parameters()), "densities": densities.kept, "steps": trainer.global_step}
+        torch.save(result, folder / f"{case}-{devices}.pt")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
