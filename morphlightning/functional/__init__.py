@@ -1,7 +1,7 @@
 """Max-plus and min-plus operators on tensors.
 
 Dense operators act on the last axis, windowed ones on the last one, two or three. Conventions (dual, adjoint,
-reflection, origin, border) stand in docs/conventions.md.
+reflection, origin, border) stand in docs/conventions.md, "The table".
 """
 
 from morphlightning.functional.dense import adjoint_dilation, adjoint_erosion, closing, dilation, erosion, opening

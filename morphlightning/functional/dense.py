@@ -39,7 +39,7 @@ def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
         ShapeError: The last axis of x does not fit w.
         DtypeError: x or w is not floating-point.
 
-    Source: the matrix-vector product of max-plus algebra; docs/conventions.md.
+    Source: the matrix-vector product of max-plus algebra; docs/conventions.md, "The table".
     """
     check_dense("dilation", x, w, 1)
     return max_plus(x, w, policy_of(derivative))

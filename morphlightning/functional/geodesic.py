@@ -59,7 +59,8 @@ def reconstruction_by_dilation2d(seed: Tensor, mask: Tensor, footprint: Tensor |
         ShapeError: seed and mask differ in shape, or in the number of axes asked for.
         ConfigError: The footprint is not a flat window of two axes.
 
-    Source: Vincent 1993 for the operator; provenance is derived in docs/conventions.md.
+    Source: Vincent 1993 for the operator; provenance is derived in docs/conventions.md,
+    "Reconstruction".
     """
     return _reconstruct("reconstruction_by_dilation2d", seed, mask, footprint, 2, 1)
 

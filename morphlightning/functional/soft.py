@@ -45,7 +45,7 @@ def soft_dilation(x: Tensor, w: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         DtypeError: x or w is not floating-point.
         ConfigError: beta is not one number, or not a finite number > 0 (not checked where it is a tensor).
 
-    Source: Maslov dequantization; the bound is derived in docs/conventions.md.
+    Source: Maslov dequantization; the bound is derived in docs/conventions.md, "Soft operators".
     """
     return _soft("soft_dilation", x, w, beta, 1, 1)
 

@@ -188,8 +188,10 @@ def _add_channels(x: Tensor, w: Tensor, window: Window, policy: Policy, ghost: T
 
     def one_channel_each(t: Tensor) -> Tensor:
         """(groups * out, channels, *window) as (groups * channels * out, 1, *window)."""
-        return t.unflatten(0, (window.groups, -1)).transpose(1, 2).flatten(0, 2).unsqueeze(1)
+        one_each: Tensor = t.unflatten(0, (window.groups, -1)).transpose(1, 2).flatten(0, 2).unsqueeze(1)
+        return one_each
 
     separate = replace(window, groups=window.groups * channels)
     y = maxplus(x, one_channel_each(w), separate, policy, None if ghost is None else one_channel_each(ghost))
-    return y.unflatten(1, (window.groups, channels, -1)).sum(2).flatten(1, 2)
+    total: Tensor = y.unflatten(1, (window.groups, channels, -1)).sum(2).flatten(1, 2)
+    return total

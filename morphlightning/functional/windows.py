@@ -2,7 +2,7 @@
 
 Textbook (Minkowski) convention: ``dilation2d(f, b)(p) = max_z f(p - z) + b(z)`` reflects the structuring function,
 ``erosion2d(f, b)(p) = min_z f(p + z) - b(z)`` does not; the two are adjoint. The origin of a window of size k is its
-element k // 2 on each axis, as in scipy.ndimage. See docs/conventions.md.
+element k // 2 on each axis, as in scipy.ndimage. See docs/conventions.md, "The table".
 
 All functions take x of shape (batch, channels, *space), or without the batch axis, and a structuring function b:
 
@@ -15,7 +15,8 @@ All functions take x of shape (batch, channels, *space), or without the batch ax
 They return (batch, out, *space) in the dtype of x, take the options of
 :class:`morphlightning.functional.windowing.Windowing` as keywords (openings, closings and top-hats take dilation,
 groups, border and value alone), and raise ShapeError, DtypeError or ConfigError with the axis or option at fault.
-``derivative`` names the rule at ties. The laws of openings and closings need the neutral border.
+``derivative`` names the rule at ties. The laws of openings and closings need the neutral or the
+circular border.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def black_tophat(where: str, x: Tensor, b: StructuringFunction, rank: int, how: 
 
 def transposed(w: Tensor, groups: int) -> Tensor:
     """(groups * out, in, *window) as (groups * in, out, *window): the weights of the adjoint operator."""
-    return w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    back: Tensor = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return back
 
 
 def dilation1d(

@@ -33,7 +33,7 @@ class Dilation(_DenseLayer):
         out_features: Number of units.
         **options: derivative, heuristic, initializer, mask, generator; see :class:`MorphLayer`.
 
-    Source: the max-plus perceptron (Davidson and Ritter); conventions in docs/conventions.md.
+    Source: the max-plus perceptron (Davidson and Ritter); conventions in docs/conventions.md, "The table".
     """
 
     op: ClassVar[str] = "dilation"
@@ -106,7 +106,8 @@ class SupOfErosions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The largest of the erosions of each output; the first of equal ones."""
-        return self.erosion(x).unflatten(-1, (-1, self.terms)).max(-1).values
+        y: Tensor = self.erosion(x).unflatten(-1, (-1, self.terms)).max(-1).values
+        return y
 
 
 class DilationErosion(nn.Module):
@@ -158,7 +159,8 @@ class DilationErosionPerceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix both."""
         mix = self.mix.to(x.dtype)
-        return mix * self.dilation(x) + (1 - mix) * self.erosion(x)
+        y: Tensor = mix * self.dilation(x) + (1 - mix) * self.erosion(x)
+        return y
 
 
 class MinMaxPlus(nn.Module):
@@ -181,4 +183,5 @@ class MinMaxPlus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the three layers."""
-        return self.erosion(self.dilation(self.linear(x)))
+        y: Tensor = self.erosion(self.dilation(self.linear(x)))
+        return y

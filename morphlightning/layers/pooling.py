@@ -96,7 +96,7 @@ class _MorphUnpool(nn.Module):
         values, index = y.flatten(-self.rank), provenance.flatten(-self.rank)
         empty = values.new_full((*values.shape[:-1], math.prod(size)), -math.inf)
         spread = empty.scatter_reduce(-1, index, values, "amax")
-        return spread.masked_fill(spread == -math.inf, self.fill).unflatten(-1, size)
+        return spread.masked_fill(spread == -math.inf, self.fill).view(*y.shape[: -self.rank], *size)
 
 
 class MorphPool1d(_MorphPool):

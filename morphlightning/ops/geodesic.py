@@ -1,6 +1,6 @@
 """Reconstruction by dilation with provenance: each output is one seed or mask value, and remembers which.
 
-The backward pass is then a single scatter, whatever the number of iterations (derived in docs/conventions.md).
+The backward pass is then a single scatter, whatever the number of iterations (docs/conventions.md, "Reconstruction").
 """
 
 from __future__ import annotations

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import morphlightning  # noqa: F401 - before lightning, as the README asks
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from morphlightning import SafeCheckpointIO
@@ -29,7 +27,10 @@ def classifier(**settings: Any) -> PluginTraining:
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {"optimizer": {"name": "adam", "lr": 1e-3, "schedule": "one_cycle"}},
-    "count_normalized": {"heuristic": "count_normalized", "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}]},
+    "count_normalized": {
+        "heuristic": "count_normalized",
+        "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}],
+    },
     "bouligand": {"derivative": {"name": "bouligand", "eps": 0.02}, "head": "max_plus", "head_units": 30},
     "everything": {
         "derivative": {"name": "bouligand", "eps": 0.02},
@@ -58,7 +59,9 @@ def run(folder: Path, case: str, devices: int) -> None:
     torch.manual_seed(0)
     settings = CASES[case]
     task = "denoising" if case == "denoiser" else "classification"
-    model = MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD) if case == "denoiser" else classifier(**settings)
+    model = (
+        MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD) if case == "denoiser" else classifier(**settings)
+    )
     densities = Densities()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -79,7 +82,11 @@ def run(folder: Path, case: str, devices: int) -> None:
     data = Digits(batch_size=BATCH * 2 // devices, train_size=BATCH * 2 * 7, task=task)  # 20 steps: nearly three epochs
     trainer.fit(model, data)
     if trainer.is_global_zero:
-        result = {"parameters": dict(model.named_parameters()), "densities": densities.kept, "steps": trainer.global_step}
+        result = {
+            "parameters": dict(model.named_parameters()),
+            "densities": densities.kept,
+            "steps": trainer.global_step,
+        }
         torch.save(result, folder / f"{case}-{devices}.pt")
 
 

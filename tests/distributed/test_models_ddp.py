@@ -35,7 +35,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
     "case",
     [
         "everything",
-        "signum",
+        pytest.param("signum", marks=slow),
         pytest.param("default", marks=slow),
         pytest.param("count_normalized", marks=slow),
         pytest.param("bouligand", marks=slow),

@@ -167,7 +167,7 @@ class Odd(Initializer):
     [
         (Odd(math.nan), "NaN or"),
         (Odd(math.inf), "inf"),
-        (Odd(0.0, 1), r"gave shape \(5,\)"),
+        (Odd(0.0, 1), r"gave \(5,\)"),
         (Odd(-math.inf), "output 0 has no finite weight"),
     ],
 )

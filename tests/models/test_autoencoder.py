@@ -152,14 +152,14 @@ def test_code_sparsity_is_part_of_the_loss_and_makes_codes_sparser(make_trainer:
     def trained(amount: float) -> tuple[float, L.Trainer]:
         torch.manual_seed(0)
         model = small(**NETS["parts"] | {"code_sparsity": amount})
-        trainer = make_trainer(max_epochs=3)
+        trainer = make_trainer(max_epochs=6)
         trainer.fit(model, digits())
         copy.deepcopy(model)  # no graph is left behind
         return model.network.encode(torch.rand(20, *SHAPE)).mean().item(), trainer
 
     plain, without = trained(0.0)
-    sparse, with_term = trained(0.2)
-    assert 0 < sparse < 0.7 * plain
+    sparse, with_term = trained(0.3)
+    assert 0 < sparse < 0.5 * plain
     assert "regularizer/code_sparsity" not in without.logged_metrics
     assert with_term.logged_metrics["regularizer/code_sparsity"] > 0
 

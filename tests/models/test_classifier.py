@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from morphlightning_plugins.derivatives import Bouligand
+from morphlightning_plugins.regularizers import L1
 from torch import Tensor, nn
 
 from morphlightning import registry
@@ -27,8 +29,6 @@ from morphlightning.interfaces import Heuristic
 from morphlightning.layers import Dilation, Erosion, MorphPool2d
 from morphlightning.models import MorphologicalClassifier
 from morphlightning.models.parameters import parameter_groups
-from morphlightning_plugins.derivatives import Bouligand
-from morphlightning_plugins.regularizers import L1
 
 SHAPE = (1, 8, 8)
 Make = Callable[..., L.Trainer]
@@ -316,7 +316,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_bad_components() -> None:
-    with pytest.raises(PluginNotFoundError, match="'boligand'.*bouligand"):
+    with pytest.raises(PluginNotFoundError, match=r"'boligand'.*bouligand"):
         small(derivative="boligand")
     with pytest.raises(PluginParameterError, match="'epsilon'"):
         small(derivative={"name": "bouligand", "epsilon": 1})
@@ -353,7 +353,9 @@ def test_adamw_never_decays_max_plus_weights(make_trainer: Make) -> None:
         torch.manual_seed(0)
         # a loss without gradient: only decay moves anything
         model = small(
-            optimizer={"name": "adamw", "lr": 0.1, "weight_decay": decay}, head="max_plus", loss=lambda x, y: 0 * x.sum()
+            optimizer={"name": "adamw", "lr": 0.1, "weight_decay": decay},
+            head="max_plus",
+            loss=lambda x, y: 0 * x.sum(),
         )
         make_trainer(max_steps=3).fit(model, digits())
         return model
@@ -405,7 +407,9 @@ def test_a_schedule_without_an_end(make_trainer: Make) -> None:
 def test_l1_acts_and_is_logged(make_trainer: Make) -> None:
     def weights(amount: float) -> float:
         torch.manual_seed(0)
-        model = small(regularizers=[{"name": "l1", "weight": amount}, {"name": "l1", "weight": amount, "pattern": "head*"}])
+        model = small(
+            regularizers=[{"name": "l1", "weight": amount}, {"name": "l1", "weight": amount, "pattern": "head*"}]
+        )
         trainer = make_trainer(max_epochs=2)
         trainer.fit(model, digits())
         assert (trainer.logged_metrics["regularizer/l1"] > 0) == (amount > 0)

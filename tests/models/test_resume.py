@@ -31,7 +31,12 @@ def classifier(workers: int) -> Start:
     optimizer = {"name": "adamw", "lr": 0.01, "schedule": "one_cycle"}
     backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Flatten())
     model = MorphologicalClassifier(
-        SHAPE, backbone=backbone, head="max_plus", heuristic="count_normalized", derivative="bouligand", optimizer=optimizer
+        SHAPE,
+        backbone=backbone,
+        head="max_plus",
+        heuristic="count_normalized",
+        derivative="bouligand",
+        optimizer=optimizer,
     )
     return model, Digits(batch_size=64, train_size=64 * STEPS, num_workers=workers)
 

@@ -45,9 +45,13 @@ def test_gradcheck_dense(operator, rule: str) -> None:
         assert torch.autograd.gradgradcheck(lambda x, w: operator(x, w, derivative=rule), arguments)
 
 
-@pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("operator", [mf.dilation2d, mf.erosion2d])
+@pytest.mark.parametrize(
+    ("operator", "border", "rule"),
+    [
+        *itertools.product([mf.erosion2d], BORDERS, ["first", "bouligand"]),
+        *itertools.product([mf.dilation2d], ["neutral", "constant"], RULES),
+    ],
+)
 def test_gradcheck_windows(operator, border: str, rule: str) -> None:
     x, b = reals(1, 4, 3, 3), reals(2, 2, 2, 2, seed=1)
 

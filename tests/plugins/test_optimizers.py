@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from morphlightning_plugins.optimizers.signum import SignDescent
 from torch import nn
 
 from morphlightning import registry
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Group
-from morphlightning_plugins.optimizers.signum import SignDescent
 
 
 def groups() -> list[Group]:

@@ -34,8 +34,8 @@ class Identity(Initializer):
         """-depth + noise off the diagonal, 0 on it."""
         w = -self.depth + self.noise * torch.rand(spec.shape, generator=generator)
         unit = torch.arange(spec.shape[0])
-        origin = tuple(k // 2 for k in spec.window)
-        w[(unit, unit % spec.shape[1], *origin)] = 0.0
+        own: tuple[Tensor | int, ...] = (unit, unit % spec.shape[1], *(k // 2 for k in spec.window))
+        w[own] = 0.0
         return w
 
 
