@@ -106,7 +106,7 @@ class MorphLayer(nn.Module):
         return self.site.record(weight, samples), self.site.ghost
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.site.allocate()  # a bare attribute does not move with the module
         return self
 

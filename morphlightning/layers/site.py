@@ -85,7 +85,7 @@ class Site:
         if not (self.needs or self.pipeline.updates):
             return weight
         self._check_applied()
-        counted: Tensor = _Tally.apply(weight, self.tally, samples)
+        counted: Tensor = _Tally.apply(weight, self.tally, samples)  # type: ignore[no-untyped-call]
         return counted
 
     def _check_applied(self) -> None:

@@ -208,11 +208,11 @@ class _MaxPlus(torch.autograd.Function):
         x_dtype, w_dtype, dtype = ctx.dtypes
         gy = gy.to(dtype)
         if ctx.winner_only:
-            gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key)
+            gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key)  # type: ignore[no-untyped-call]
             touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key) if ctx.count else gw
         else:
             x, w, gap = rest
-            gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)
+            gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)  # type: ignore[no-untyped-call]
         return gx.to(x_dtype), gw.to(w_dtype), touched.to(ctx.ghost_dtype) if ctx.count else None, None, None, None
 
 
@@ -228,12 +228,12 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
     """
     if not torch.is_grad_enabled():
         return cast(Tensor, _value(x, w, where.key()))
-    return cast(Tensor, _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)[0])
+    return cast(Tensor, _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)[0])  # type: ignore[no-untyped-call]
 
 
 def maxplus_with_provenance(
     x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`maxplus`, with the flat input index of each winner."""
-    y, arg, _ = _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)
+    y, arg, _ = _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)  # type: ignore[no-untyped-call]
     return y, _cells(arg, list(x.shape), list(w.shape), where.key())

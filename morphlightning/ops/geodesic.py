@@ -82,4 +82,4 @@ def reconstruct(seed: Tensor, mask: Tensor, footprint: Tensor, reflect: bool) ->
 
     ``reflect`` says whether the footprint is reflected, as a dilation does, or not, as the dual of an erosion.
     """
-    return cast(Tensor, _Reconstruct.apply(seed, mask, footprint, reflect)[0])
+    return cast(Tensor, _Reconstruct.apply(seed, mask, footprint, reflect)[0])  # type: ignore[no-untyped-call]

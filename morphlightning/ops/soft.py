@@ -70,4 +70,4 @@ class _LogSumExpPlus(torch.autograd.Function):
 
 def log_sum_exp_plus(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
     """log(sum_j exp(beta (x[b, j] + w[i, j]))) / beta, shape (samples, out)."""
-    return cast(Tensor, _LogSumExpPlus.apply(x, w, beta))
+    return cast(Tensor, _LogSumExpPlus.apply(x, w, beta))  # type: ignore[no-untyped-call]

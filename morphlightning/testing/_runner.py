@@ -106,7 +106,7 @@ def parametrize_with_checks(kind: str, specs: Iterable[Spec], *, skip: Mapping[s
     rest = lambda name: {other: "another test" for other in _checks(kind) if other != name}  # noqa: E731
     cases = [
         pytest.param(
-            lambda spec=spec, name=name: check_component(kind, spec, skip=rest(name)),
+            lambda spec=spec, name=name: check_component(kind, spec, skip=rest(name)),  # type: ignore[no-untyped-call]
             id=f"{spec}-{name}",
             marks=[pytest.mark.skip(reason=skip[name])] if name in skip else [],
         )

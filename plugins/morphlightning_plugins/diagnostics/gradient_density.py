@@ -21,8 +21,8 @@ class GradientDensity(Callback):
     to one weight, so its gradient is sparse; a low density is what makes deep stacks slow to train. Cost: one scatter
     and one collective of the weights' size a step.
 
-    Source: derived in docs/conventions.md; that sparsity of the gradient limits such layers is the finding of
-    Dimitrova, Blusseau and Velasco-Forero (2026).
+    Source: derived in docs/conventions.md, "Gradient density"; that sparsity of the gradient limits such layers is the
+    finding of Dimitrova, Blusseau and Velasco-Forero (2026).
     """
 
     api_version: ClassVar[str] = API_VERSION
