@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset, Sampler
 
 API_VERSION = "1.0"
 KINDS = ("derivatives", "heuristics", "initializers", "optimizers", "activations", "regularizers", "diagnostics")
@@ -288,10 +285,6 @@ class Loop(Component):
     @abstractmethod
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """One iteration; returns what is logged. Calls ``context.step`` exactly once."""
-
-    def sampler(self, dataset: Dataset[Any], rank: int, world_size: int) -> Sampler[int] | None:
-        """A sampler of the loop's own (fixed ownership of samples), or None."""
-        return None
 
     def aux_state(self) -> dict[str, Tensor]:
         """State that belongs to samples, to be saved with the checkpoint; called on every process."""

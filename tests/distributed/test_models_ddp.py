@@ -55,6 +55,6 @@ def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
 
 
 @slow
-def test_the_processes_end_well_every_time(tmp_path: Path) -> None:
-    for _ in range(8):
-        run(tmp_path, "count_normalized", 2)
+@pytest.mark.parametrize("attempt", range(8))
+def test_the_processes_end_well_every_time(tmp_path: Path, attempt: int) -> None:
+    run(tmp_path, "count_normalized", 2)
