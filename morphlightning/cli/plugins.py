@@ -107,7 +107,7 @@ def _print_one(info: PluginInfo, console: Console) -> None:
             default = "(required)" if parameter["default"] is None else parameter["default"]
             table.add_row(Text(parameter["name"]), Text(parameter["annotation"]), Text(default))
         console.print(table)
-    console.print(Text(f"\n{details['doc']}\n"))
+    console.print(Text(f"\n{details['doc']}\n"), soft_wrap=True)
 
 
 def _details(info: PluginInfo) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class MorphologicalAutoencoder(PluginTraining):
         if code is None:
             return total
         term = self.code_sparsity * code.abs().mean()
-        self.log("regularizer/code_sparsity", term.detach(), on_step=False, on_epoch=True, batch_size=len(inputs))
+        self.log_mean("regularizer/code_sparsity", term, inputs)
         return total + term
 
     def evaluate(self, batch: Any, stage: str) -> None:

@@ -117,13 +117,19 @@ class PluginTraining(L.LightningModule):
     def loss(self, output: Tensor, target: Tensor, inputs: Tensor, prefix: str = "train") -> Tensor:
         """Data loss plus regularizers, logged as ``<prefix>/loss`` and ``regularizer/<name>``."""
         total = self.data_loss(output, target)
-        self.log(f"{prefix}/loss", total.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(inputs))
+        self.log_mean(f"{prefix}/loss", total, inputs, on_step=True, prog_bar=True)
         context = RegularizerContext(inputs, output, self.global_step, self._dataset_size)
         for name, regularizer in self.regularizers.items():
             term = regularizer.term(self, context)
-            self.log(f"regularizer/{name}", term.detach(), on_step=False, on_epoch=True, batch_size=len(inputs))
+            self.log_mean(f"regularizer/{name}", term, inputs)
             total = total + term
         return total
+
+    def log_mean(self, name: str, value: Tensor, inputs: Tensor, on_step: bool = False, prog_bar: bool = False) -> None:
+        """Log the mean of ``value`` over the samples of an epoch and all processes."""
+        size = len(inputs)
+        value = value.detach()
+        self.log(name, value, prog_bar, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=size)
 
     @property
     def _dataset_size(self) -> int:
