@@ -18,7 +18,5 @@ class MorphUpdates(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Apply the heuristics."""
-        from morphlightning.models import PluginTraining  # models import callbacks
-
-        if not isinstance(pl_module, PluginTraining):
+        if not getattr(pl_module, "applies_update_heuristics", False):
             apply_update_heuristics(pl_module)

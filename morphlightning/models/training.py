@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -57,6 +57,8 @@ class PluginTraining(L.LightningModule):
         regularizers: Components whose terms are added to the loss.
         diagnostics: Components that run as callbacks of this model.
     """
+
+    applies_update_heuristics: ClassVar[bool] = True  # so that the callback MorphUpdates leaves it to us
 
     def __init__(
         self, data_loss: Loss, optimizer: Spec, regularizers: Sequence[Spec] = (), diagnostics: Sequence[Spec] = ()
