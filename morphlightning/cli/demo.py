@@ -18,18 +18,18 @@ from morphlightning.data import Digits
 from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, PluginTraining
 
 IN_SHAPE = (1, 8, 8)
+OPTIMIZER = {"name": "adam", "lr": 1e-2, "schedule": "one_cycle"}
 
 
 def classifier() -> tuple[PluginTraining, Digits]:
     """Two stages of convolution and morphological pooling, linear head."""
-    optimizer = {"name": "adam", "lr": 5e-3, "schedule": "cosine"}
-    return MorphologicalClassifier(IN_SHAPE, 10, optimizer=optimizer), Digits(batch_size=32)
+    model = MorphologicalClassifier(IN_SHAPE, 10, channels=(32, 64), optimizer=OPTIMIZER)
+    return model, Digits(batch_size=32)
 
 
 def denoiser(seed: int) -> tuple[PluginTraining, Digits]:
     """Convolutional autoencoder with morphological pooling, on digits with Gaussian noise."""
-    optimizer = {"name": "adam", "lr": 5e-3, "schedule": "cosine"}
-    model = MorphologicalAutoencoder(IN_SHAPE, channels=(16, 32), optimizer=optimizer)
+    model = MorphologicalAutoencoder(IN_SHAPE, channels=(16, 32), optimizer=OPTIMIZER)
     return model, Digits(batch_size=32, task="denoising", noise=0.2, seed=seed)
 
 
@@ -51,7 +51,7 @@ def run_demo(run: str | None = None, epochs: int | None = None, seed: int = 0) -
     table = Table(title="Test set", box=None, header_style="bold")
     for column in ("model", "metric", "value", "parameters", "seconds"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
-    for name, default_epochs in (("classifier", 15), ("denoiser", 25)):
+    for name, default_epochs in (("classifier", 15), ("denoiser", 20)):
         L.seed_everything(seed, workers=True, verbose=False)
         model, data = classifier() if name == "classifier" else denoiser(seed)
         began = time.perf_counter()
