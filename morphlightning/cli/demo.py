@@ -51,7 +51,7 @@ def run_demo(run: str | None = None, epochs: int | None = None, seed: int = 0) -
     table = Table(title="Test set", box=None, header_style="bold")
     for column in ("model", "metric", "value", "parameters", "seconds"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
-    for name, default_epochs in (("classifier", 15), ("denoiser", 20)):
+    for name, default_epochs in (("classifier", 12), ("denoiser", 12)):
         L.seed_everything(seed, workers=True, verbose=False)
         model, data = classifier() if name == "classifier" else denoiser(seed)
         began = time.perf_counter()
