@@ -128,11 +128,12 @@ def show_and_save(rows: list[tuple[str, str, float, float, float, float, float]]
     table = Table(*columns, title=f"{platform.machine()}, {chosen.threads} thread(s)", box=None, header_style="bold")
     for case, name, *numbers in rows:
         table.add_row(case, name, *(f"{number:.2f}" for number in numbers))
-    Console().print(table)
+    Console(width=130).print(table)
     chosen.results.mkdir(parents=True, exist_ok=True)
     path = chosen.results / f"{datetime.now():%Y%m%d-%H%M%S}.csv"
     with open(path, "x", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+        rounded = [(case, name, *(round(number, 4) for number in numbers)) for case, name, *numbers in rows]
+        csv.writer(file).writerows([columns, *rounded])
     print(f"written to {path}")
 
 
