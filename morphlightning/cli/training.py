@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import (
     Callback,
@@ -50,7 +51,7 @@ class TrainingCLI(LightningCLI):
     best and the last checkpoint, a learning-rate monitor, figures (``--figures false``), and safe checkpoint files.
     """
 
-    def __init__(self, args: Any = None, run: bool = True) -> None:
+    def __init__(self, run: bool = True) -> None:
         quiet: dict[str, Any] = {"exit_on_error": False}
         super().__init__(
             L.LightningModule,
@@ -61,7 +62,6 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs=quiet | dict.fromkeys(self.subcommands(), quiet) if run else quiet,
-            args=args,
             run=run,
         )
 
@@ -81,8 +81,10 @@ class TrainingCLI(LightningCLI):
         if config.get("logger") in (None, True):
             folder = run_folder(self._get(self.config_init, "run"), type(self.model).__name__)
             kwargs["logger"] = TensorBoardLogger(folder.parent, name="", version=folder.name)
-        kwargs["callbacks"] = [*(config.get("callbacks") or []), *self._default_callbacks(config)]
-        kwargs["plugins"] = [*(config.get("plugins") or []), SafeCheckpointIO()]
+        kwargs["callbacks"] = [*listed(config.get("callbacks")), *self._default_callbacks(config)]
+        plugins = listed(config.get("plugins"))
+        own_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        kwargs["plugins"] = plugins if own_io else [*plugins, SafeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _default_callbacks(self, config: dict[str, Any]) -> list[Callback]:
@@ -99,10 +101,17 @@ class TrainingCLI(LightningCLI):
             wanted.append(LearningRateMonitor())
         if logs and self._get(self.config_init, "figures"):
             wanted += figure_callbacks(self.model)
-        given = tuple(type(callback) for callback in config.get("callbacks") or [])
+        given = tuple(type(callback) for callback in listed(config.get("callbacks")))
         bars = (RichProgressBar, TQDMProgressBar)
         own_bar = any(issubclass(kind, bars) for kind in given)
         return [c for c in wanted if not isinstance(c, given) and not (own_bar and isinstance(c, bars))]
+
+
+def listed(value: Any) -> list[Any]:
+    """What the Trainer takes as nothing, one object or a list, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class ProgressBar(RichProgressBar):

@@ -69,6 +69,16 @@ def test_everything_can_be_switched_off(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_one_callback_and_a_checkpoint_io_of_the_users_own(config, tmp_path):
+    own = {
+        "callbacks": {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}},
+        "plugins": {"class_path": "lightning.fabric.plugins.TorchCheckpointIO"},
+    }
+    assert main(["fit", "--config", config(trainer=own), "--run", "runs/own"]) == 0
+    saved = torch.load(tmp_path / "runs/own/checkpoints/last.ckpt", weights_only=True)
+    assert any(name.startswith("EarlyStopping") for name in saved["callbacks"])
+
+
 def test_plugin_names_on_the_command_line(config, tmp_path):
     arguments = ["--model.heuristic", "count_normalized", "--model.optimizer", "{name: sgd, lr: 0.5}"]
     assert main(["fit", "--config", config(), "--run", "runs/x", *arguments]) == 0
