@@ -137,7 +137,7 @@ def _devices() -> Iterator[Check]:
 
 
 def _backends() -> Iterator[Check]:
-    from morphlightning.ops.dispatch import available
+    from morphlightning.backends import available
 
     for name, reason in available().items():
         yield Check(f"backend {name}", "ok" if reason == "available" else "note", reason)

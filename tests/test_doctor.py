@@ -107,7 +107,7 @@ def test_callback_factories_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_plugins")
 def test_unavailable_backend_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("morphlightning.ops.dispatch.available", lambda: {"eager": "available", "triton": "no GPU"})
+    monkeypatch.setattr("morphlightning.backends.available", lambda: {"eager": "available", "triton": "no GPU"})
     assert find("backend triton") == Check("backend triton", "note", "no GPU")
 
 

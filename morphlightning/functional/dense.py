@@ -7,20 +7,24 @@ from torch import Tensor
 from morphlightning.functional.checks import check_dense
 from morphlightning.interfaces import Spec
 from morphlightning.ops.dispatch import maxplus
-from morphlightning.ops.geometry import DENSE
+from morphlightning.ops.geometry import DENSE, DUAL_DENSE, Dense
 from morphlightning.ops.policy import Policy
 from morphlightning.pipeline import policy_of
 
 
 def max_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
     """max_j x[..., j] + w[i, j] under a policy; the core of all dense operators (shapes are not checked)."""
-    y = maxplus(x.reshape(-1, x.shape[-1]), w, DENSE, policy, ghost)
-    return y.view(*x.shape[:-1], w.shape[0])
+    return _last_axis(x, w, DENSE, policy, ghost)
 
 
 def min_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
     """min_j x[..., j] - w[i, j] under a policy: the dual of :func:`max_plus`."""
-    return -max_plus(-x, w, policy, ghost)
+    return _last_axis(x, w, DUAL_DENSE, policy, ghost)
+
+
+def _last_axis(x: Tensor, w: Tensor, where: Dense, policy: Policy, ghost: Tensor | None) -> Tensor:
+    y = maxplus(x.reshape(-1, x.shape[-1]), w, where, policy, ghost)
+    return y.view(*x.shape[:-1], w.shape[0])
 
 
 def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:

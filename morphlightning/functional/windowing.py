@@ -76,20 +76,20 @@ class Windowing:
         if self.groups < 1:
             raise ConfigError(f"groups must be >= 1, got {self.groups}")
 
-    def window(self, size: tuple[int, ...], groups: int, sign: int) -> Window:
-        """The geometry of a window of this size; that of a dilation (sign 1) is reflected, origin and all."""
+    def window(self, size: tuple[int, ...], groups: int, *, reflected: bool, dual: bool = False) -> Window:
+        """The geometry of a window of this size; that of a dilation is reflected, origin and all."""
         rank = len(size)
         spacing = per_axis("dilation", self.dilation, rank, 1)
         before = tuple(k // 2 * d for k, d in zip(size, spacing, strict=True))
         after = tuple((k - 1 - k // 2) * d for k, d in zip(size, spacing, strict=True))
-        if sign > 0:
+        if reflected:
             before, after = after, before
         if self.padding == "valid":
             before = after = (0,) * rank
         elif self.padding != "same":
             before = after = per_axis("padding", self.padding, rank, 0)
-        fill = sign * self.value
-        return Window(per_axis("stride", self.stride, rank, 1), spacing, before, after, groups, self.border, fill)
+        stride, fill = per_axis("stride", self.stride, rank, 1), -self.value if dual else self.value
+        return Window(stride, spacing, before, after, groups, self.border, fill, dual)
 
 
 def per_axis(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
@@ -161,20 +161,22 @@ def apply_window(
     policy: Policy,
     ghost: Tensor | None = None,
 ) -> Tensor:
-    """Dilation (sign 1) or, through duality, erosion (sign -1) by a window under a policy.
+    """Dilation (sign 1) or erosion (sign -1) by a window under a policy.
 
     ``ghost`` is a leaf of b's shape whose gradient becomes touch counts; b then has the shape of weights.
     """
     images = batched(where, x, rank)
     w, groups = weights(where, b, images, rank, how.groups)
     size = tuple(w.shape[2:])
-    window = how.window(size, groups, sign)
+    window = how.window(size, groups, reflected=sign > 0, dual=sign < 0)
+    if not isinstance(b, Tensor):
+        window = replace(window, flat=True)
     check_fit(where, images, size, window)
     if sign > 0:  # a dilation reflects its window
         axes = tuple(range(2, w.ndim))
         w, ghost = w.flip(axes), None if ghost is None else ghost.flip(axes)
     run = _compete if how.merge == "max" else _add_channels
-    y = run(images, w, window, policy, ghost) if sign > 0 else -run(-images, w, window, policy, ghost)
+    y = run(images, w, window, policy, ghost)
     return y if x.ndim == rank + 2 else y.squeeze(0)
 
 

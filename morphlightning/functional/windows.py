@@ -54,17 +54,22 @@ def erosion(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windo
 def opening(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:
     """Erosion, then the adjoint dilation."""
     w, how = _tied(where, x, b, rank, how)
-    return dilation(where, erosion(where, x, w, rank, how, policy), transposed(w, how.groups), rank, how, policy)
+    return dilation(where, erosion(where, x, w, rank, how, policy), _transposed(w, how.groups), rank, how, policy)
 
 
 def closing(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:
     """Dilation, then the adjoint erosion."""
     w, how = _tied(where, x, b, rank, how)
-    return erosion(where, dilation(where, x, w, rank, how, policy), transposed(w, how.groups), rank, how, policy)
+    return erosion(where, dilation(where, x, w, rank, how, policy), _transposed(w, how.groups), rank, how, policy)
 
 
-def _tied(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing) -> tuple[Tensor, Windowing]:
-    """The weights and options of an operator with two stages of one window, which must give back what it is given."""
+def _tied(
+    where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing
+) -> tuple[StructuringFunction, Windowing]:
+    """The weights and options of an operator with two stages of one window, which must give back what it is given.
+
+    The size of a flat box stays a size, for which there are faster ways.
+    """
     refused = [name for name in ("stride", "padding", "merge") if getattr(how, name) != getattr(Windowing, name)]
     if refused:
         raise ConfigError(
@@ -72,7 +77,11 @@ def _tied(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowi
             "compose dilation and erosion for anything else"
         )
     w, groups = weights(where, b, batched(where, x, rank), rank, how.groups)
-    return w, replace(how, groups=groups)
+    return w if isinstance(b, Tensor) else b, replace(how, groups=groups)
+
+
+def _transposed(b: StructuringFunction, groups: int) -> StructuringFunction:
+    return transposed(b, groups) if isinstance(b, Tensor) else b
 
 
 def gradient(where: str, x: Tensor, b: StructuringFunction, rank: int, how: Windowing, policy: Policy) -> Tensor:

@@ -60,7 +60,7 @@ class _MorphPool(WindowLayer):
                 f"{type(self).__name__}: x has {images.shape[1]} channels (axis {-self.rank - 1}), "
                 f"expected {self.in_channels}"
             )
-        window = self.windowing.window(self.kernel_size, self.in_channels, -1)
+        window = self.windowing.window(self.kernel_size, self.in_channels, reflected=False)
         check_fit(type(self).__name__, images, self.kernel_size, window)
         lead = x.shape[: -self.rank]  # without a batch axis where x has none
         if not self.return_provenance:

@@ -1,55 +1,37 @@
 """One door to every backend: custom operators, their fake and vmap rules, and the autograd function over them.
 
-A backend computes the maxima (``value``), the maxima with winners and gaps (``indices``), the pull back to the winners
-(``scatter``) and how often each weight won (``touches``). Everything else is written once, here.
+A backend (:mod:`morphlightning.backends`) computes the maxima, the winners and what is sent back to them. Everything
+else is written once, here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn import Parameter
 
+from morphlightning.backends import backend_for
 from morphlightning.errors import NotSupportedError
-from morphlightning.ops import eager, geometry, policy
+from morphlightning.ops import eager, geometry, policy, vmap
 from morphlightning.ops.geometry import Geometry
 from morphlightning.ops.policy import Policy
 from morphlightning.ops.view import OperatorView
-from morphlightning.ops.vmap import vmap_by_loop
 
 
-class Backend(Protocol):
-    """What a backend must offer; ``eager`` is the reference, equal to it bit for bit in values and indices."""
+def plain(*tensors: Tensor) -> bool:
+    """Whether nothing but autograd looks on: then a backend is called directly, which saves what an operator costs.
 
-    def value(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-        """Maxima alone."""
-        ...
-
-    def indices(self, x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Maxima, winners and, on request, gaps to the runner-up."""
-        ...
-
-    def scatter(
-        self, gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry
-    ) -> tuple[Tensor, Tensor]:
-        """Messages to winners."""
-        ...
-
-    def touches(self, gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
-        """Number of messages that each weight won."""
-        ...
-
-
-def available() -> dict[str, str]:
-    """Backends by name: ``"available"``, or the reason why one is not."""
-    return {"eager": "available"}
-
-
-def backend_for(x: Tensor) -> Backend:
-    """The backend that computes for tensors like x."""
-    return eager
+    Compilers, function transforms, dispatch modes and tensor subclasses need the registered operator.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) in (Tensor, Parameter) for t in tensors)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 # ------------------------------------------------------------------------------------------- custom operators
@@ -77,15 +59,17 @@ def _(x: Tensor, w: Tensor, geometry_key: str, gap: bool) -> tuple[Tensor, Tenso
 
 @torch.library.custom_op("morphlightning::maxplus_scatter", mutates_args=())
 def _scatter(
-    gy: Tensor, arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str
+    gy: Tensor, arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str, want_x: bool, want_w: bool
 ) -> tuple[Tensor, Tensor]:
     x, w = torch.Size(x_shape), torch.Size(w_shape)
-    return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(geometry_key))
+    return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(geometry_key), want_x, want_w)
 
 
 @_scatter.register_fake
-def _(gy: Tensor, arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str) -> tuple[Tensor, Tensor]:
-    return gy.new_empty(x_shape), gy.new_empty(w_shape)
+def _(
+    gy: Tensor, arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str, want_x: bool, want_w: bool
+) -> tuple[Tensor, Tensor]:
+    return gy.new_empty(x_shape if want_x else (0,)), gy.new_empty(w_shape if want_w else (0,))
 
 
 @torch.library.custom_op("morphlightning::maxplus_touches", mutates_args=())
@@ -112,8 +96,10 @@ def _(gx: Tensor, gw: Tensor, arg: Tensor, geometry_key: str) -> Tensor:
 def _route(
     gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry_key: str, policy_key: str, count: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    view = OperatorView(x, w, arg, gap, geometry.parse(geometry_key))
-    gx, gw, touched = policy.parse(policy_key).backward(view, gy.flatten(1), count)
+    where = geometry.parse(geometry_key)
+    sign = -1 if where.dual else 1  # the policy sees the max-plus operator inside a dual one: y = -max(-x + w)
+    gx, gw, touched = policy.parse(policy_key).backward(OperatorView(x, w, arg, gap, where), sign * gy.flatten(1), count)
+    gx = sign * gx
     return gx.view(x.shape), gw.view(w.shape), gw.new_zeros(w.shape) if touched is None else touched.view(w.shape)
 
 
@@ -136,8 +122,60 @@ def _(arg: Tensor, x_shape: list[int], w_shape: list[int], geometry_key: str) ->
     return arg.new_empty(arg.shape, dtype=torch.int64)
 
 
-for _op in (_value, _indices, _scatter, _touches, _gather, _route, _cells):
-    _op.register_vmap(vmap_by_loop(_op))
+# ----------------------------------------------------------------------------------------------------- vmap
+def _fold(x: Tensor, w: Tensor, key: str, in_dims: tuple[Any, ...], size: int) -> tuple[Tensor, Tensor, str]:
+    """Samples where the weights are shared, else groups."""
+    if isinstance(in_dims[1], int):
+        return vmap.as_groups(x, in_dims[0], size), vmap.as_rows(w, in_dims[1], size), vmap.more_groups(key, size)
+    return vmap.as_rows(x, in_dims[0], size), w, key
+
+
+@_value.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, key: str) -> Any:
+    back = vmap.from_groups if isinstance(in_dims[1], int) else vmap.from_rows
+    return back(_value(*_fold(x, w, key, in_dims, info.batch_size)), info.batch_size), 0
+
+
+@_indices.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], x: Tensor, w: Tensor, key: str, gap: bool) -> Any:
+    back = vmap.from_groups if isinstance(in_dims[1], int) else vmap.from_rows
+    found = _indices(*_fold(x, w, key, in_dims, info.batch_size), gap)
+    return tuple(back(part, info.batch_size) for part in found), (0, 0, 0)
+
+
+@_scatter.register_vmap
+def _(
+    info: Any, in_dims: tuple[Any, ...], gy: Tensor, arg: Tensor, x: list[int], w: list[int], key: str, *want: bool
+) -> Any:
+    size = info.batch_size
+    rows = vmap.as_groups(gy, in_dims[0], size), vmap.as_groups(arg, in_dims[1], size)
+    shapes = vmap.grown(x, 1, size), vmap.grown(w, 0, size)
+    gx, gw = _scatter(*rows, *shapes, vmap.more_groups(key, size), *want)
+    return (vmap.from_groups(gx, size), vmap.from_rows(gw, size)), (0, 0)
+
+
+@_touches.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], gy: Tensor, arg: Tensor, w: list[int], key: str) -> Any:
+    size = info.batch_size
+    rows = vmap.as_groups(gy, in_dims[0], size), vmap.as_groups(arg, in_dims[1], size)
+    return vmap.from_rows(_touches(*rows, vmap.grown(w, 0, size), vmap.more_groups(key, size)), size), 0
+
+
+@_gather.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], gx: Tensor, gw: Tensor, arg: Tensor, key: str) -> Any:
+    size = info.batch_size
+    grads = vmap.as_groups(gx, in_dims[0], size), vmap.as_rows(gw, in_dims[1], size)
+    y = _gather(*grads, vmap.as_groups(arg, in_dims[2], size), vmap.more_groups(key, size))
+    return vmap.from_groups(y, size), 0
+
+
+@_cells.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], arg: Tensor, x: list[int], w: list[int], key: str) -> Any:
+    cells = _cells(vmap.as_rows(arg, in_dims[0], info.batch_size), vmap.grown(x, 0, info.batch_size), w, key)
+    return vmap.from_rows(cells, info.batch_size), 0
+
+
+_route.register_vmap(vmap.vmap_by_loop(_route))
 
 
 # --------------------------------------------------------------------------------------------------- autograd
@@ -147,18 +185,24 @@ class _Scatter(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str) -> Any:
-        return _scatter(gy, arg, list(x), list(w), key)
+    def forward(
+        gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str, want_x: bool, want_w: bool
+    ) -> Any:
+        if plain(gy, arg):
+            return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(key), want_x, want_w)
+        return _scatter(gy, arg, list(x), list(w), key, want_x, want_w)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.key = inputs[4]  # type: ignore[attr-defined]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, arg, ctx.x, ctx.w, ctx.key, ctx.want_x, ctx.want_w = inputs
+        ctx.save_for_backward(arg)
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gw: Tensor) -> tuple[Tensor | None, ...]:
         (arg,) = ctx.saved_tensors
-        return _gather(gx, gw, arg, ctx.key), None, None, None, None
+        gx = gx if ctx.want_x else gx.new_zeros(ctx.x)
+        gw = gw if ctx.want_w else gw.new_zeros(ctx.w)
+        return _gather(gx, gw, arg, ctx.key), None, None, None, None, None, None
 
 
 class _Route(torch.autograd.Function):
@@ -191,6 +235,8 @@ class _MaxPlus(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, ghost: Tensor | None, key: str, policy_key: str, winner_only: bool) -> Any:
+        if plain(x, w):
+            return backend_for(x).indices(x, w, geometry.parse(key), not winner_only)
         return _indices(x, w, key, not winner_only)
 
     @staticmethod
@@ -198,26 +244,31 @@ class _MaxPlus(torch.autograd.Function):
         x, w, ghost, ctx.key, ctx.policy_key, ctx.winner_only = inputs
         _, arg, gap = output
         ctx.mark_non_differentiable(arg, gap)
+        ctx.set_materialize_grads(False)  # else zeros would be made for the gradients of winners and gaps
         ctx.shapes, ctx.dtypes = (x.shape, w.shape), (x.dtype, w.dtype, eager.compute_dtype(x, w))
         ctx.count, ctx.ghost_dtype = ghost is not None, None if ghost is None else ghost.dtype
         ctx.save_for_backward(arg, *(() if ctx.winner_only else (x, w, gap)))
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if gy is None:
+            return None, None, None, None, None, None
         arg, *rest = ctx.saved_tensors
         x_dtype, w_dtype, dtype = ctx.dtypes
+        want_x, want_w, *_ = ctx.needs_input_grad
         gy = gy.to(dtype)
         if ctx.winner_only:
-            gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key)  # type: ignore[no-untyped-call]
-            touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key) if ctx.count else gw
+            gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key, want_x, want_w)  # type: ignore[no-untyped-call]
+            touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key) if ctx.count else None
         else:
             x, w, gap = rest
             gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)  # type: ignore[no-untyped-call]
-        return gx.to(x_dtype), gw.to(w_dtype), touched.to(ctx.ghost_dtype) if ctx.count else None, None, None, None
+        to_ghost = touched.to(ctx.ghost_dtype) if ctx.count else None
+        return gx.to(x_dtype) if want_x else None, gw.to(w_dtype) if want_w else None, to_ghost, None, None, None
 
 
 def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None) -> Tensor:
-    """Max-plus operator of x (samples, ...) with weights w (out, ...).
+    """Max-plus operator of x (samples, ...) with weights w (out, ...), or its dual.
 
     Args:
         x: Input in the shape that ``where`` asks for.
@@ -226,7 +277,9 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
         how: What the backward pass does.
         ghost: A leaf of w's shape whose gradient becomes the number of rows that touched each weight.
     """
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghost is not None)):
+        if plain(x, w):
+            return backend_for(x).value(x, w, where)
         return cast(Tensor, _value(x, w, where.key()))
     return cast(Tensor, _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)[0])  # type: ignore[no-untyped-call]
 

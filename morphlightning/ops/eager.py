@@ -33,39 +33,45 @@ def _unbounded(best: Tensor) -> Tensor:
 
 
 def value(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-    """Maxima alone."""
-    dtype = compute_dtype(x, w)
-    if isinstance(geometry, Dense):
-        w = w.to(dtype)
-        parts = [(bounded(part.to(dtype))[:, None] + w).amax(-1) for part in x.split(rows_at_once(w))]
-        return _unbounded(torch.cat(parts)).to(x.dtype)
-    best = x.new_full(geometry.output_shape(x.shape, w.shape), -math.inf, dtype=dtype)
-    top = _by_group(best, geometry)
-    for _, scores in _shifts(x, w, geometry, best):
-        torch.maximum(top, scores, out=top)
-    return _unbounded(best).to(x.dtype)
+    """Maxima alone; of a dual geometry the minima -max(-x + w)."""
+    x = -x if geometry.dual else x
+    search = _dense_value if isinstance(geometry, Dense) else _window_value
+    y = _unbounded(search(x, w, geometry)).to(x.dtype)  # type: ignore[arg-type]
+    return -y if geometry.dual else y
 
 
 def indices(x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Maxima, the winning tap of each (int32; -1 where no candidate is finite) and the gap to the runner-up.
 
-    Without ``gap`` the third result is empty. Among equal maxima the lowest input position wins.
+    Without ``gap`` the third result is empty. Among equal maxima the lowest input position wins; the maximum of
+    candidates with a NaN is NaN, and the first NaN wins.
     """
+    x = -x if geometry.dual else x
     search = _dense_indices if isinstance(geometry, Dense) else _window_indices
     best, arg, second = search(x, w, geometry, gap)  # type: ignore[arg-type]
     lost = best == -math.inf
     runner_up = (best - second).masked_fill_(lost, math.inf) if gap else best.new_empty(0)
-    return _unbounded(best).to(x.dtype), arg.masked_fill_(lost, -1), runner_up
+    y = _unbounded(best).to(x.dtype)
+    return -y if geometry.dual else y, arg.masked_fill_(lost, -1), runner_up
 
 
-def scatter(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Send each message to the winner: gradients of the shapes of x and w, in the dtype of ``gy``."""
+def scatter(
+    gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry, want_x: bool = True, want_w: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Send each message to the winner: gradients of the shapes of x and w, in the dtype of ``gy``.
+
+    What is not wanted is empty. In a dual operator y = x - w at the winner, so weights receive the negative.
+    """
+    gx = gw = gy.new_empty(0)
     gy, tap = _drop_lost(gy.flatten(1), arg.flatten(1))
-    cell = geometry.cell(torch.arange(gy.shape[1], device=gy.device), tap, x, w)
-    outside_wins = isinstance(geometry, Window) and geometry.border == "constant"
-    sent = gy.masked_fill(cell < 0, 0) if outside_wins else gy
-    gx = gy.new_zeros(x[0], math.prod(x[1:])).scatter_add_(1, cell.clamp_min(0), sent)
-    return gx.view(x), _to_taps(gy, tap, w, geometry)
+    if want_x:
+        cell = geometry.cell(torch.arange(gy.shape[1], device=gy.device), tap, x, w)
+        outside_wins = isinstance(geometry, Window) and geometry.border == "constant"
+        sent = gy.masked_fill(cell < 0, 0) if outside_wins else gy
+        gx = gy.new_zeros(x[0], math.prod(x[1:])).scatter_add_(1, cell.clamp_min(0), sent).view(x)
+    if want_w:
+        gw = _to_taps(-gy if geometry.dual else gy, tap, w, geometry)
+    return gx, gw
 
 
 def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
@@ -74,13 +80,62 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
     return _to_taps((gy != 0).to(gy.dtype), tap, w, geometry)
 
 
+def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
+    """How many candidates of each row lie within eps of the maximum: int32 in the shape of ``arg``, 0 where lost."""
+    total = torch.zeros_like(arg)
+    for rows, _, active in _active(x, w, geometry, eps):
+        part = total[rows]
+        part += active.sum(-1, dtype=torch.int32).view(part.shape)
+    return total
+
+
+def spread(
+    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Send each row's messages to all its candidates within eps of the maximum: ``ux`` to cells, ``uw`` to taps.
+
+    Gradients of the shapes of x and w for the operator's input, which is -x in a dual operator.
+    """
+    gx, gw = ux.new_zeros(len(x), math.prod(x.shape[1:])), uw.new_zeros(w.numel())
+    unit = torch.arange(math.prod(arg.shape[1:]), device=x.device)
+    first = unit // (len(unit) // w.shape[0]) * geometry.fan_in(w.shape)
+    for rows, taps, active in _active(x, w, geometry, eps):
+        cells = geometry.cell(unit[:, None], taps, x.shape, w.shape).flatten()
+        to_cells = (active * ux[rows].flatten(1)[..., None]).flatten(1)
+        gx[rows].index_add_(1, cells.clamp_min(0), to_cells.masked_fill_((cells < 0)[None], 0))
+        to_taps = (active * uw[rows].flatten(1)[..., None]).sum(0).flatten()
+        gw.index_add_(0, (first[:, None] + taps).flatten(), to_taps)
+    return gx.view(x.shape), gw.view(w.shape)
+
+
+def _active(x: Tensor, w: Tensor, geometry: Geometry, eps: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some samples and taps at a time: which candidates (samples, units, taps) lie within eps of their maximum."""
+    x = -x if geometry.dual else x
+    if isinstance(geometry, Dense):
+        taps, start = torch.arange(w.shape[1], device=x.device), 0
+        for scores in _dense_scores(x, w, geometry):
+            yield slice(start, start + len(scores)), taps, _within(scores, scores.amax(-1, keepdim=True), eps)
+            start += len(scores)
+    else:
+        best = _window_value(x, w, geometry)
+        top = _by_group(best, geometry)
+        for tap, scores in _shifts(x, w, geometry, best):
+            active = _within(scores, top, eps).reshape(len(x), -1, 1)
+            yield slice(None), torch.tensor([tap], device=x.device), active
+
+
+def _within(scores: Tensor, top: Tensor, eps: float) -> Tensor:
+    return (top - scores <= eps) & (scores > -math.inf)
+
+
 def gather(gx: Tensor, gw: Tensor, arg: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`scatter`: what each winner's cell and tap hold, added, in the shape of ``arg``."""
     x, w = gx.shape, gw.shape
     one, tap = _drop_lost(torch.ones_like(arg, dtype=gx.dtype).flatten(1), arg.flatten(1))
     cell = geometry.cell(torch.arange(tap.shape[1], device=tap.device), tap, x, w)
     from_cells = gx.flatten(1).gather(1, cell.clamp_min(0)).masked_fill(cell < 0, 0)
-    return ((from_cells + gw.reshape(-1)[_weight_index(tap, w, geometry)]) * one).view(arg.shape)
+    from_taps = gw.reshape(-1)[_weight_index(tap, w, geometry)]
+    return ((from_cells - from_taps if geometry.dual else from_cells + from_taps) * one).view(arg.shape)
 
 
 def _to_taps(gy: Tensor, tap: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
@@ -105,18 +160,35 @@ def rows_at_once(w: Tensor) -> int:
     return max(1, budget // max(1, w.numel()))
 
 
-def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(x, w)
-    w = w.to(dtype)
-    best, arg, second = [], [], []
+def _dense_scores(x: Tensor, w: Tensor, geometry: Dense) -> Iterator[Tensor]:
+    """Scores (samples, out, in), some samples at a time."""
+    dtype, groups = compute_dtype(x, w), geometry.groups
+    weights = w.to(dtype).unflatten(0, (groups, -1))
     for part in x.split(rows_at_once(w)):
-        scores = bounded(part.to(dtype))[:, None] + w
+        yield (bounded(part.to(dtype)).reshape(len(part), groups, 1, w.shape[1]) + weights).flatten(1, 2)
+
+
+def _dense_value(x: Tensor, w: Tensor, geometry: Dense) -> Tensor:
+    return torch.cat([scores.amax(-1) for scores in _dense_scores(x, w, geometry)])
+
+
+def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
+    best, arg, second = [], [], []
+    for scores in _dense_scores(x, w, geometry):
         top, at = scores.max(-1)  # the first of equal maxima, by torch's documentation
         best.append(top)
         arg.append(at.int())
         if gap:
             second.append(scores.scatter_(-1, at[..., None], -math.inf).amax(-1))
-    return torch.cat(best), torch.cat(arg), torch.cat(second) if gap else w.new_empty(0)
+    return torch.cat(best), torch.cat(arg), torch.cat(second) if gap else w.new_empty(0, dtype=best[0].dtype)
+
+
+def _window_value(x: Tensor, w: Tensor, geometry: Window) -> Tensor:
+    best = x.new_full(geometry.output_shape(x.shape, w.shape), -math.inf, dtype=compute_dtype(x, w))
+    top = _by_group(best, geometry)
+    for _, scores in _shifts(x, w, geometry, best):
+        torch.maximum(top, scores, out=top)
+    return best
 
 
 def _window_indices(x: Tensor, w: Tensor, geometry: Window, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +199,7 @@ def _window_indices(x: Tensor, w: Tensor, geometry: Window, gap: bool) -> tuple[
     top, winner = _by_group(best, geometry), _by_group(arg, geometry)
     earlier = _Earlier(x, w, geometry, top) if geometry.wraps or geometry.border == "constant" else None
     for tap, scores in _shifts(x, w, geometry, best):
-        better = scores > top
+        better = ~(scores <= top) & ~top.isnan()  # greater, or the first NaN
         if earlier is not None:
             better |= earlier.among_equals(tap, better, scores == top)
         if gap:

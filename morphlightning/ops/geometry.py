@@ -1,8 +1,9 @@
 """Which inputs compete for which output: the geometry of a max-plus operator.
 
 Inside ``ops`` an operator sees x of shape (samples, *cells), weights of shape (out, *taps) and gives (samples, *units).
-A geometry says which input cell meets tap t of an output unit. It is written as a string into custom operators, so
-that compiled graphs can be cached across processes.
+A geometry says which input cell meets tap t of an output unit, and whether the operator is a max-plus one, or its dual
+-max(-x + w) = min(x - w). It is written as a string into custom operators, so that compiled graphs can be cached across
+processes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ BORDERS: tuple[Border, ...] = ("neutral", "reflect", "replicate", "circular", "c
 
 @dataclass(frozen=True)
 class Dense:
-    """Every output sees every input: y[i] = max_j x[j] + w[i, j]."""
+    """Every output of a group sees every input of it: y[g, i] = max_j x[g, j] + w[g, i, j].
+
+    Groups stand behind each other: x (samples, groups * in), w (groups * out, in), y (samples, groups * out).
+    """
+
+    groups: int = 1
+    dual: bool = False
 
     def key(self) -> str:
         """The geometry as a string."""
-        return "dense"
+        return f"dense|{self.groups}|{self.dual}"
 
     def output_shape(self, x: torch.Size, w: torch.Size) -> tuple[int, ...]:
         """Shape of the output."""
@@ -38,7 +45,7 @@ class Dense:
 
     def cell(self, unit: Tensor, tap: Tensor, x: torch.Size, w: torch.Size) -> Tensor:
         """Flat input index that meets tap ``tap`` of output ``unit`` (broadcast)."""
-        return tap.long().expand(torch.broadcast_shapes(unit.shape, tap.shape))
+        return unit // (w[0] // self.groups) * w[1] + tap.long()
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,15 @@ class Window:
     after: tuple[int, ...]
     groups: int = 1
     border: Border = "neutral"
-    fill: float = 0.0
+    fill: float = 0.0  # what a constant border holds; beside -x where the operator is a dual one
+    dual: bool = False
+    flat: bool = False  # a promise: all weights are zero and need no gradient
 
     def key(self) -> str:
         """The geometry as a string."""
         sides = (self.stride, self.spacing, self.before, self.after)
-        return "|".join(
-            [*(",".join(str(n) for n in side) for side in sides), f"{self.groups}|{self.border}|{self.fill}"]
-        )
+        numbers = [",".join(str(n) for n in side) for side in sides]
+        return "|".join(["window", *numbers, f"{self.groups}|{self.border}|{self.fill}|{self.dual}|{self.flat}"])
 
     @property
     def wraps(self) -> bool:
@@ -114,14 +122,17 @@ class Window:
 
 
 Geometry = Dense | Window
-DENSE = Dense()
+DENSE, DUAL_DENSE = Dense(), Dense(dual=True)
 
 
 @lru_cache(maxsize=1024)
 def parse(key: str) -> Geometry:
     """The geometry that ``key`` describes."""
-    if key == "dense":
-        return DENSE
-    *sides, groups, border, fill = key.split("|")
+    kind, *parts = key.split("|")
+    if kind == "dense":
+        groups, dual = parts
+        return Dense(int(groups), dual == "True")
+    *sides, groups, border, fill, dual, flat = parts
     stride, spacing, before, after = (tuple(map(int, side.split(","))) for side in sides)
-    return Window(stride, spacing, before, after, int(groups), cast(Border, border), float(fill))
+    options = (int(groups), cast(Border, border), float(fill), dual == "True", flat == "True")
+    return Window(stride, spacing, before, after, *options)

@@ -145,7 +145,7 @@ def _origin(layer: WindowLayer) -> tuple[int, ...]:
     """The tap at the output's own position: by convention k // 2; pooling windows start there, less their padding."""
     if layer.op != "pooling":
         return tuple(k // 2 for k in layer.kernel_size)
-    window = layer.windowing.window(layer.kernel_size, layer.in_channels, -1)
+    window = layer.windowing.window(layer.kernel_size, layer.in_channels, reflected=False)
     return tuple(before // spacing for before, spacing in zip(window.before, window.spacing, strict=True))
 
 
