@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 KINDS = ("derivatives", "heuristics", "initializers", "optimizers", "activations", "regularizers", "diagnostics")
 
 Spec = Any
@@ -85,6 +85,17 @@ class SiteView(Protocol):
 
     def touches(self, gy: Tensor) -> Tensor:
         """Count, for each weight, the rows with a message different from zero that selected it, shape (taps,)."""
+        ...
+
+    def counts(self, eps: float) -> Tensor:
+        """Number of active candidates of each row (samples, units), int32; 0 where there is none (since 1.1)."""
+        ...
+
+    def spread(self, to_cells: Tensor, to_taps: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Send each row's messages (samples, units) to all its active candidates (since 1.1).
+
+        Gradients (samples, cells) and (taps,). The fast way for rules that treat all candidates of a row alike.
+        """
         ...
 
     def chunks(self, rows: Tensor, eps: float) -> Iterator[ActiveChunk]:

@@ -98,7 +98,9 @@ def _route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     where = geometry.parse(geometry_key)
     sign = -1 if where.dual else 1  # the policy sees the max-plus operator inside a dual one: y = -max(-x + w)
-    gx, gw, touched = policy.parse(policy_key).backward(OperatorView(x, w, arg, gap, where), sign * gy.flatten(1), count)
+    gx, gw, touched = policy.parse(policy_key).backward(
+        OperatorView(x, w, arg, gap, where), sign * gy.flatten(1), count
+    )
     gx = sign * gx
     return gx.view(x.shape), gw.view(w.shape), gw.new_zeros(w.shape) if touched is None else touched.view(w.shape)
 
@@ -185,9 +187,7 @@ class _Scatter(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str, want_x: bool, want_w: bool
-    ) -> Any:
+    def forward(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str, want_x: bool, want_w: bool) -> Any:
         if plain(gy, arg):
             return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(key), want_x, want_w)
         return _scatter(gy, arg, list(x), list(w), key, want_x, want_w)

@@ -85,7 +85,7 @@ def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, e
     total = torch.zeros_like(arg)
     for rows, _, active in _active(x, w, geometry, eps):
         part = total[rows]
-        part += active.sum(-1, dtype=torch.int32).view(part.shape)
+        part += active.sum(-1, dtype=torch.int32).view_as(part)
     return total
 
 
@@ -120,7 +120,7 @@ def _active(x: Tensor, w: Tensor, geometry: Geometry, eps: float) -> Iterator[tu
         best = _window_value(x, w, geometry)
         top = _by_group(best, geometry)
         for tap, scores in _shifts(x, w, geometry, best):
-            active = _within(scores, top, eps).reshape(len(x), -1, 1)
+            active = _within(scores, top, eps).flatten(1)[..., None]
             yield slice(None), torch.tensor([tap], device=x.device), active
 
 

@@ -37,7 +37,9 @@ def more_groups(key: str, times: int) -> str:
 
 def as_groups(tensor: Tensor, axis: Any, size: int) -> Tensor:
     """(samples, channels, ...) with an axis mapped at ``axis``, or none: (samples, size * channels, ...)."""
-    tensor = tensor.movedim(axis, 1) if isinstance(axis, int) else tensor.unsqueeze(1).expand(-1, size, *tensor.shape[1:])
+    tensor = (
+        tensor.movedim(axis, 1) if isinstance(axis, int) else tensor.unsqueeze(1).expand(-1, size, *tensor.shape[1:])
+    )
     return tensor.flatten(1, 2)
 
 

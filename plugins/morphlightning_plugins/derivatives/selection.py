@@ -8,13 +8,32 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from morphlightning.interfaces import ActiveChunk, DerivativeRule
+from morphlightning.interfaces import ActiveChunk, DerivativeRule, RouteFilter, SiteView
 
 
 def check_eps(eps: float) -> None:
     """Raise ValueError unless eps is a non-negative number."""
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}; it is the slack within which a candidate counts as tied")
+
+
+class _Alike(DerivativeRule):
+    """Rules that send the same to all candidates of a row: one pass of the backend, which scans near ties alone."""
+
+    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+        """What each candidate of a row receives, for messages ``gy`` (samples, units)."""
+        raise NotImplementedError
+
+    def backward(
+        self, view: SiteView, gy: Tensor, count: bool, route_filter: RouteFilter | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Shares to all candidates, and how often each weight received one."""
+        if route_filter is not None:
+            return super().backward(view, gy, count, route_filter)
+        share = self.share(view, gy)
+        gx, gw = view.spread(share, share, self.eps)
+        touched = (share != 0).to(share.dtype)
+        return gx, gw, view.spread(touched, touched, self.eps)[1] if count else None
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class First(DerivativeRule):
 
 
 @dataclass(frozen=True)
-class Uniform(DerivativeRule):
+class Uniform(_Alike):
     """All candidates within eps of the maximum share the message equally: u / |J| each.
 
     Source: the convention of torch.amax (eps = 0).
@@ -50,9 +69,13 @@ class Uniform(DerivativeRule):
         share = (u / chunk.size)[chunk.owner]
         return share, share
 
+    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+        """Divide each message by the number of candidates."""
+        return gy / view.counts(self.eps).clamp_min(1)
+
 
 @dataclass(frozen=True)
-class All(DerivativeRule):
+class All(_Alike):
     """Each candidate within eps of the maximum receives the whole message u.
 
     Source: derived in docs/conventions.md, "Derivative rules".
@@ -67,3 +90,7 @@ class All(DerivativeRule):
     def route(self, chunk: ActiveChunk, u: Tensor) -> tuple[Tensor, Tensor]:
         """Send u to each candidate."""
         return u[chunk.owner], u[chunk.owner]
+
+    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+        """The message itself."""
+        return gy

@@ -1,0 +1,111 @@
+"""The numba backend: kernels for processors, compiled on first use without a compiler on the machine.
+
+``eager`` specifies every function. What there is no kernel for goes there; so does everything once a kernel could not
+be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from morphlightning import backends
+from morphlightning.ops import eager
+from morphlightning.ops.cpu import dense, dense_backward
+from morphlightning.ops.cpu.workers import KernelError
+from morphlightning.ops.geometry import Dense, Geometry
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def unavailable() -> str:
+    """Why the backend cannot be used; empty where it can."""
+    return ""
+
+
+def _or_eager(function: Callable[P, R]) -> Callable[P, R]:
+    """Compute with eager from the first kernel on that does not compile."""
+    reference: Callable[P, R] = getattr(eager, function.__name__)
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except KernelError as error:
+            backends.fall_back("numba", str(error))
+            return reference(*args, **kwargs)
+
+    return run
+
+
+def _sign(geometry: Geometry) -> int:
+    return -1 if geometry.dual else 1
+
+
+def _operands(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = eager.compute_dtype(x, w)
+    return x.to(dtype).contiguous(), w.to(dtype).contiguous()
+
+
+@_or_eager
+def value(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    """Maxima alone."""
+    if not isinstance(geometry, Dense):
+        return eager.value(x, w, geometry)
+    y, _, _ = dense.forward(*_operands(x, w), geometry.groups, _sign(geometry), 0)
+    return y.to(x.dtype)
+
+
+@_or_eager
+def indices(x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Maxima, winners and, on request, gaps to the runner-up."""
+    if not isinstance(geometry, Dense):
+        return eager.indices(x, w, geometry, gap)
+    y, arg, gaps = dense.forward(*_operands(x, w), geometry.groups, _sign(geometry), 2 if gap else 1)
+    assert arg is not None
+    return y.to(x.dtype), arg, y.new_empty(0) if gaps is None else gaps
+
+
+@_or_eager
+def scatter(
+    gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry, want_x: bool = True, want_w: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Messages to winners."""
+    if not isinstance(geometry, Dense):
+        return eager.scatter(gy, arg, x, w, geometry, want_x, want_w)
+    return dense_backward.scatter(
+        gy.contiguous(), arg.contiguous(), w[1], geometry.groups, _sign(geometry), want_x, want_w
+    )
+
+
+@_or_eager
+def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
+    """Number of messages that each weight won."""
+    if not isinstance(geometry, Dense):
+        return eager.touches(gy, arg, w, geometry)
+    return dense_backward.scatter(gy.contiguous(), arg.contiguous(), w[1], geometry.groups, 1, False, True, True)[1]
+
+
+@_or_eager
+def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
+    """Number of candidates within eps of each maximum."""
+    if not isinstance(geometry, Dense):
+        return eager.counts(x, w, arg, gap, geometry, eps)
+    x, w = _operands(-x if geometry.dual else x, w)
+    return dense_backward.counts(x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)
+
+
+@_or_eager
+def spread(
+    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Messages to all candidates within eps of the maximum."""
+    if not isinstance(geometry, Dense):
+        return eager.spread(ux, uw, x, w, arg, gap, geometry, eps)
+    x, w = _operands(-x if geometry.dual else x, w)
+    messages = ux.to(x.dtype).contiguous(), uw.to(x.dtype).contiguous()
+    return dense_backward.spread(*messages, x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)
