@@ -135,9 +135,9 @@ def _finish(y, arg, gap, at, best, winner, second, sign, half, mode):
 def _values(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, y, at, ldy, outs, sign, half, fused):
     """Maxima of one tile."""
     if tile_rows == WIDE_ROWS:
-        _wide(x, ix, ldx, panels, ip, width, 0, taps, c, index, c, sign, fused)
+        _wide(x, ix, ldx, panels, ip, width, 0, taps, c, index, c, 0, width, sign, fused)
     else:
-        _narrow(x, ix, ldx, panels, ip, width, 0, taps, c, index, c, sign, fused)
+        _narrow(x, ix, ldx, panels, ip, width, 0, taps, c, index, c, 0, width, sign, fused)
     for m in range(tile_rows):
         write_maxima(c, m * width, y, at + m * ldy, outs, sign, half)
 
@@ -152,13 +152,13 @@ def _two_levels(tile_rows, width, x, ix, ldx, panels, ip, taps, best, block, sec
     for start in range(0, taps, MASK):
         end = min(start + MASK, taps)
         if mode == 1 and tile_rows == WIDE_ROWS:
-            _wide_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, sign, fused)
+            _wide_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
         elif mode == 1:
-            _narrow_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, sign, fused)
+            _narrow_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
         elif tile_rows == WIDE_ROWS:
-            _wide_block_gap(x, ix, ldx, panels, ip, width, start, end, best, block, second, sign, fused)
+            _wide_block_gap(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
         else:
-            _narrow_block_gap(x, ix, ldx, panels, ip, width, start, end, best, block, second, sign, fused)
+            _narrow_block_gap(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
     for m in range(tile_rows):
         write_maxima(best, m * width, y, at + m * ldy, outs, sign, half)
         for n in range(outs):
@@ -182,13 +182,13 @@ def _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y
     part = width if narrow else width // WIDE * INDEX_WIDE
     for first in range(0, outs, part):
         if narrow and mode == 1:
-            _narrow_index(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, sign, fused)
+            _narrow_index(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, 0, part, sign, fused)
         elif narrow:
-            _narrow_gap(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, sign, fused)
+            _narrow_gap(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, 0, part, sign, fused)
         elif mode == 1:
-            _wide_index(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, sign, fused)
+            _wide_index(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, 0, part, sign, fused)
         else:
-            _wide_gap(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, sign, fused)
+            _wide_gap(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, 0, part, sign, fused)
         count = min(part, outs - first)
         for m in range(tile_rows):
             to = at + m * ldy + first
@@ -369,7 +369,7 @@ def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Te
     tiles = -(-samples // tile_rows)
     together = max(1, min(8, tiles * panels // (4 * torch.get_num_threads())))
     tasks = panels * -(-tiles // together)
-    sizes = (samples, groups, outs, taps, width, sign, mode, tile_rows, together, int(_fused()))
+    sizes = (samples, groups, outs, taps, width, sign, mode, tile_rows, together, int(fused()))
     packed(tasks, work, x, w, buffer, odd, *results, *sizes)
     return y, arg, gap
 
@@ -383,7 +383,7 @@ def _tile(outs: int, taps: int, lanes: int, mode: int) -> tuple[int, int]:
 
 
 @cache
-def _fused() -> bool:
+def fused() -> bool:
     """Whether a fused multiply-add beats an addition beside a maximum on this processor: measured once, for 1 ms."""
     if not simd.FUSED:
         return False
@@ -391,8 +391,8 @@ def _fused() -> bool:
     odd, buffer = torch.zeros(125, dtype=torch.uint8), torch.zeros(64 * 256)
     width = WIDE * VECTOR_BYTES // 4
     spent = []
-    for fused in (0, 1) * 5:
-        sizes = (60, 1, min(64, width), 256, width, 1, 0, WIDE_ROWS, 10, fused)
+    for form in (0, 1) * 5:
+        sizes = (60, 1, min(64, width), 256, width, 1, 0, WIDE_ROWS, 10, form)
         began = time.perf_counter()
         _WORKERS[torch.float32][1](1, 0, x, w, buffer, odd, y, y, y, *sizes)
         spent.append(time.perf_counter() - began)

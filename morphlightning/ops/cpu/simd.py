@@ -152,17 +152,19 @@ class Emitter:
 
 # -------------------------------------------------------------------------------------------------------- tiles
 def _build_tile(emit: Emitter, rows: int, vectors: int, mode: Mode, table: bool, fused: bool) -> Any:
-    """void tile(a, lda, p, offsets or stride, q0, q1, c, index, second, sign); see :func:`make_tile`."""
+    """void tile(a, lda, p, offsets or stride, q0, q1, c, index, second, ldc, sign); see :func:`make_tile`."""
     name = f"tile_{rows}x{vectors}_{mode}_{table}_{fused}_{emit.dtype}"
     pointer, offsets = emit.number.as_pointer(), I32.as_pointer() if table else I64
-    arguments = [pointer, I64, pointer, offsets, I64, I64, pointer, emit.whole.as_pointer(), pointer, emit.number]
+    state = [pointer, emit.whole.as_pointer(), pointer, I64]
+    arguments = [pointer, I64, pointer, offsets, I64, I64, *state, emit.number]
     function, body = emit.function(name, arguments)
     if body is None:
         return function
     emit = body
-    a, lda, p, offset, begin, end, c, index, second, sign = function.args
+    a, lda, p, offset, begin, end, c, index, second, ldc, sign = function.args
     builder, count, blocks = emit.builder, emit.lanes, mode.startswith("block")
-    cells = [(m, v, I64((m * vectors + v) * count)) for m in range(rows) for v in range(vectors)]
+    firsts = [builder.mul(ldc, I64(m)) for m in range(rows)]
+    cells = [(m, v, builder.add(firsts[m], I64(v * count))) for m in range(rows) for v in range(vectors)]
     memory = [(c, emit.number), (index, emit.whole), (second, emit.number)][: STATES[mode]]
     carried = memory[:1] if blocks else memory  # what the loop itself updates
     signs = emit.splat(sign, count)
@@ -208,9 +210,9 @@ def _build_tile(emit: Emitter, rows: int, vectors: int, mode: Mode, table: bool,
 def make_tile(rows: int, vectors: int, mode: Mode, table: bool = False) -> Any:
     """An intrinsic for one shape of tile.
 
-    ``tile(a, ia, lda, p, ip, offset, q0, q1, c, index, second, sign, fused)``: element ia of the array a is a[0, 0],
-    element ip of p is p[0]; offset is a stride, or an array of int32 offsets where ``table``. c, index and second hold
-    rows * vectors * lanes numbers each: maxima, and by ``mode``
+    ``tile(a, ia, lda, p, ip, offset, q0, q1, c, index, second, ic, ldc, sign, fused)``: element ia of the array a is
+    a[0, 0], element ip of p is p[0]; offset is a stride, or an array of int32 offsets where ``table``. c, index and
+    second, from element ic, hold rows of vectors * lanes numbers, ldc apart: maxima, and by ``mode``
 
     - ``value``: nothing else;
     - ``index``, ``gap``: the first winner q; the largest other candidate too;
@@ -222,22 +224,23 @@ def make_tile(rows: int, vectors: int, mode: Mode, table: bool = False) -> Any:
     @intrinsic
     def tile(
         typing: Any, a: Any, ia: Any, lda: Any, p: Any, ip: Any, offset: Any, q0: Any, q1: Any,
-        c: Any, index: Any, second: Any, sign: Any, fused: Any,
+        c: Any, index: Any, second: Any, ic: Any, ldc: Any, sign: Any, fused: Any,
     ) -> Any:  # fmt: skip
         whole = types.int64
         step = offset if table else whole
-        signature = types.void(a, whole, whole, p, whole, step, whole, whole, c, index, second, a.dtype, whole)
+        state = (c, index, second, whole, whole)
+        signature = types.void(a, whole, whole, p, whole, step, whole, whole, *state, a.dtype, whole)
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             emit = Emitter(context, builder, a.dtype)
             left, right = emit.pointer(a, values[0], values[1]), emit.pointer(p, values[3], values[4])
             steps = emit.pointer(offset, values[5], I64(0), I32) if table else values[5]
-            state, others = emit.pointer(c, values[8], I64(0)), emit.pointer(second, values[10], I64(0))
-            places = emit.pointer(index, values[9], I64(0), emit.whole)
-            arguments = [left, values[2], right, steps, values[6], values[7], state, places, others, values[11]]
+            best, others = emit.pointer(c, values[8], values[11]), emit.pointer(second, values[10], values[11])
+            places = emit.pointer(index, values[9], values[11], emit.whole)
+            arguments = [left, values[2], right, steps, *values[6:8], best, places, others, *values[12:14]]
             plain = _build_tile(emit, rows, vectors, mode, table, False)
             if FUSED:
-                with builder.if_else(builder.icmp_signed("!=", values[12], I64(0))) as (yes, no):
+                with builder.if_else(builder.icmp_signed("!=", values[14], I64(0))) as (yes, no):
                     with yes:
                         builder.call(_build_tile(emit, rows, vectors, mode, table, True), arguments)
                     with no:
@@ -385,11 +388,22 @@ def _elementwise(
     if body is None:
         return function
     *sources, target, n = function.args[: len(pointers) + 1]
-    for count, k in _by_vectors(body, n):
-        vectors = [body.load(at, k, count, kind) for at, kind in zip(sources, inputs, strict=True)]
-        numbers = [body.splat(number, count) for number in function.args[len(pointers) + 1 :]]
-        body.store(form(body, count, *vectors, *numbers), target, k)
-    body.builder.ret_void()
+    builder = body.builder
+    enough = builder.icmp_signed(">=", n, I64(body.lanes))
+    for count, condition in ((body.lanes, enough), (1, builder.not_(enough))):
+        with builder.if_then(condition):
+            last = builder.sub(n, I64(count))
+            entry, loop, done = body.loop()
+            k = builder.phi(I64)
+            inside = builder.icmp_signed("<", k, last)
+            at = builder.select(inside, k, last)  # the last vector overlaps the one before
+            vectors = [body.load(where, at, count, kind) for where, kind in zip(sources, inputs, strict=True)]
+            numbers = [body.splat(number, count) for number in function.args[len(pointers) + 1 :]]
+            body.store(form(body, count, *vectors, *numbers), target, at)
+            body.join(k, entry, I64(0), loop, builder.add(k, I64(count)))
+            builder.cbranch(inside, loop, done)
+            builder.position_at_end(done)
+    builder.ret_void()
     return function
 
 
