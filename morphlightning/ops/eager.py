@@ -66,8 +66,7 @@ def scatter(
     gy, tap = _drop_lost(gy.flatten(1), arg.flatten(1))
     if want_x:
         cell = geometry.cell(torch.arange(gy.shape[1], device=gy.device), tap, x, w)
-        outside_wins = isinstance(geometry, Window) and geometry.border == "constant"
-        sent = gy.masked_fill(cell < 0, 0) if outside_wins else gy
+        sent = gy.masked_fill(cell < 0, 0)  # a constant border won, or a NaN outside
         gx = gy.new_zeros(x[0], math.prod(x[1:])).scatter_add_(1, cell.clamp_min(0), sent).view(x)
     if want_w:
         gw = _to_taps(-gy if geometry.dual else gy, tap, w, geometry)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from morphlightning import backends
 from morphlightning.ops import eager
-from morphlightning.ops.cpu import dense, dense_backward
+from morphlightning.ops.cpu import dense, dense_backward, window, window_backward
 from morphlightning.ops.cpu.workers import KernelError
 from morphlightning.ops.geometry import Dense, Geometry
 
@@ -51,21 +51,23 @@ def _operands(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype).contiguous(), w.to(dtype).contiguous()
 
 
+def _forward(x: Tensor, w: Tensor, geometry: Geometry, mode: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    x, w = _operands(x, w)
+    if isinstance(geometry, Dense):
+        return dense.forward(x, w, geometry.groups, _sign(geometry), mode)
+    return window.forward(x, w, geometry, mode)
+
+
 @_or_eager
 def value(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Maxima alone."""
-    if not isinstance(geometry, Dense):
-        return eager.value(x, w, geometry)
-    y, _, _ = dense.forward(*_operands(x, w), geometry.groups, _sign(geometry), 0)
-    return y.to(x.dtype)
+    return _forward(x, w, geometry, 0)[0].to(x.dtype)
 
 
 @_or_eager
 def indices(x: Tensor, w: Tensor, geometry: Geometry, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Maxima, winners and, on request, gaps to the runner-up."""
-    if not isinstance(geometry, Dense):
-        return eager.indices(x, w, geometry, gap)
-    y, arg, gaps = dense.forward(*_operands(x, w), geometry.groups, _sign(geometry), 2 if gap else 1)
+    y, arg, gaps = _forward(x, w, geometry, 2 if gap else 1)
     assert arg is not None
     return y.to(x.dtype), arg, y.new_empty(0) if gaps is None else gaps
 
@@ -75,19 +77,19 @@ def scatter(
     gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, geometry: Geometry, want_x: bool = True, want_w: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Messages to winners."""
-    if not isinstance(geometry, Dense):
-        return eager.scatter(gy, arg, x, w, geometry, want_x, want_w)
-    return dense_backward.scatter(
-        gy.contiguous(), arg.contiguous(), w[1], geometry.groups, _sign(geometry), want_x, want_w
-    )
+    gy, arg, sign = gy.contiguous(), arg.contiguous(), _sign(geometry)
+    if isinstance(geometry, Dense):
+        return dense_backward.scatter(gy, arg, w[1], geometry.groups, sign, want_x, want_w)
+    return window_backward.scatter(gy, arg, x, w, geometry, sign, want_x, want_w)
 
 
 @_or_eager
 def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tensor:
     """Number of messages that each weight won."""
-    if not isinstance(geometry, Dense):
-        return eager.touches(gy, arg, w, geometry)
-    return dense_backward.scatter(gy.contiguous(), arg.contiguous(), w[1], geometry.groups, 1, False, True, True)[1]
+    gy, arg = gy.contiguous(), arg.contiguous()
+    if isinstance(geometry, Dense):
+        return dense_backward.scatter(gy, arg, w[1], geometry.groups, 1, False, True, counting=True)[1]
+    return window_backward.touches(gy, arg, w)
 
 
 @_or_eager

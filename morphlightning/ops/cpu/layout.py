@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from morphlightning.ops.cpu.workers import kernel
 from morphlightning.ops.geometry import Window
 
 STRIP = 1024
@@ -105,3 +106,9 @@ def _sources(extent: int, before: int, after: int, geometry: Window) -> Tensor:
 def fill_of(geometry: Window) -> float:
     """What lies outside the image, beside x or -x."""
     return geometry.fill if geometry.border == "constant" else -math.inf
+
+
+@kernel
+def outside(start, before, reach, extent):
+    """Whether a window that begins at a padded position reaches outside the image along one axis."""
+    return start < before or start + reach >= before + extent

@@ -21,7 +21,7 @@ from morphlightning.ops.cpu.dense import fused
 from morphlightning.ops.cpu.layout import (
     BEFORE_X, BEFORE_Y, BEFORE_Z, CHANNELS, COUNT, CROSSES, DEPTH, END_X, END_Y, END_Z, GROUPS, HEIGHT, OUT_X, OUT_Y,
     OUT_Z, OUTS, PHASES, PITCH, REACH_X, REACH_Y, REACH_Z, ROWS, SCRATCH, SHIFT, SIZE_Z, SPACING_Z, STRIDE_X, STRIDE_Y,
-    STRIDE_Z, TAPS, WIDTH, fill_of, layout_of,
+    STRIDE_Z, TAPS, WIDTH, fill_of, layout_of, outside,
 )  # fmt: skip
 from morphlightning.ops.cpu.simd import (
     REGISTERS,
@@ -71,12 +71,12 @@ def _copy_row(x, at, extent, scratch, to, pitch, phase, stride, before, sources,
 def _exact(x, ix, w, iw, p, steps, sources, z, y, col, sign, large, fill):
     """Maximum, winner and runner-up of one output: the lowest input position wins, one outside comes after all."""
     best, second, winner = -math.inf, -math.inf, 0
-    outside = p[CHANNELS] * p[DEPTH] * p[HEIGHT] * p[WIDTH]
-    lowest = outside
+    last = p[CHANNELS] * p[DEPTH] * p[HEIGHT] * p[WIDTH]
+    lowest = last
     for q in range(p[TAPS]):
         iz, iy = sources[z + steps[4 * q + 1]], sources[p[END_Z] + y + steps[4 * q + 2]]
         jx = sources[p[END_Y] + col + steps[4 * q + 3]]
-        cell, a = outside, fill
+        cell, a = last, fill
         if iz >= 0 and iy >= 0 and jx >= 0:
             cell = ((steps[4 * q] * p[DEPTH] + iz) * p[HEIGHT] + iy) * p[WIDTH] + jx
             a = sign * x[ix + cell]
@@ -169,17 +169,12 @@ def _copy_outside(x, at, p, scratch, to, a, padded, sources, sign, fill):
 
 
 @kernel
-def _outside(start, before, reach, extent):
-    return start < before or start + reach >= before + extent
-
-
-@kernel
 def _crosses(p, z, y, col):
     """Whether the window of an output reaches outside the image."""
     return (
-        _outside(z, p[BEFORE_Z], p[REACH_Z], p[DEPTH])
-        or _outside(y, p[BEFORE_Y], p[REACH_Y], p[HEIGHT])
-        or _outside(col, p[BEFORE_X], p[REACH_X], p[WIDTH])
+        outside(z, p[BEFORE_Z], p[REACH_Z], p[DEPTH])
+        or outside(y, p[BEFORE_Y], p[REACH_Y], p[HEIGHT])
+        or outside(col, p[BEFORE_X], p[REACH_X], p[WIDTH])
     )
 
 
