@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from morphlightning.backends import backend_for
@@ -188,8 +187,6 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str, want_x: bool, want_w: bool) -> Any:
-        if plain(gy, arg):
-            return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(key), want_x, want_w)
         return _scatter(gy, arg, list(x), list(w), key, want_x, want_w)
 
     @staticmethod
@@ -235,8 +232,6 @@ class _MaxPlus(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, ghost: Tensor | None, key: str, policy_key: str, winner_only: bool) -> Any:
-        if plain(x, w):
-            return backend_for(x).indices(x, w, geometry.parse(key), not winner_only)
         return _indices(x, w, key, not winner_only)
 
     @staticmethod
@@ -256,15 +251,41 @@ class _MaxPlus(torch.autograd.Function):
         arg, *rest = ctx.saved_tensors
         x_dtype, w_dtype, dtype = ctx.dtypes
         want_x, want_w, *_ = ctx.needs_input_grad
-        gy = gy.to(dtype)
+        gy, touched = gy.to(dtype), None
         if ctx.winner_only:
-            gx, gw = _Scatter.apply(gy, arg, *ctx.shapes, ctx.key, want_x, want_w)  # type: ignore[no-untyped-call]
-            touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key) if ctx.count else None
+            gx, gw = _to_winners(gy, arg, *ctx.shapes, ctx.key, want_x, want_w)
+            if ctx.count:
+                touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key)
         else:
             x, w, gap = rest
             gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)  # type: ignore[no-untyped-call]
-        to_ghost = touched.to(ctx.ghost_dtype) if ctx.count else None
+        to_ghost = touched.to(ctx.ghost_dtype) if ctx.count and touched is not None else None
         return gx.to(x_dtype) if want_x else None, gw.to(w_dtype) if want_w else None, to_ghost, None, None, None
+
+
+class _PlainMaxPlus(torch.autograd.Function):
+    """The same where nothing but autograd looks on.
+
+    For the other form torch inspects a signature at every call, which takes longer than a small layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, ghost: Tensor | None, *rest: Any) -> Any:
+        key, _, winner_only = rest
+        found = backend_for(x).indices(x, w, geometry.parse(key), not winner_only)
+        _MaxPlus.setup_context(ctx, (x, w, ghost, *rest), found)
+        return found
+
+    backward = staticmethod(_MaxPlus.backward)
+
+
+def _to_winners(
+    gy: Tensor, arg: Tensor, x: torch.Size, w: torch.Size, key: str, want_x: bool, want_w: bool
+) -> tuple[Tensor, Tensor]:
+    if not torch.is_grad_enabled() and plain(gy, arg):
+        return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(key), want_x, want_w)
+    gx, gw = _Scatter.apply(gy, arg, x, w, key, want_x, want_w)  # type: ignore[no-untyped-call]
+    return gx, gw
 
 
 def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None) -> Tensor:
@@ -277,16 +298,22 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
         how: What the backward pass does.
         ghost: A leaf of w's shape whose gradient becomes the number of rows that touched each weight.
     """
-    if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghost is not None)):
-        if plain(x, w):
-            return backend_for(x).value(x, w, where)
-        return cast(Tensor, _value(x, w, where.key()))
-    return cast(Tensor, _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)[0])  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghost is not None):
+        return _with_winners(x, w, where, how, ghost)[0]
+    return backend_for(x).value(x, w, where) if plain(x, w) else cast(Tensor, _value(x, w, where.key))
 
 
 def maxplus_with_provenance(
     x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`maxplus`, with the flat input index of each winner."""
-    y, arg, _ = _MaxPlus.apply(x, w, ghost, where.key(), how.key, how.winner_only)  # type: ignore[no-untyped-call]
-    return y, _cells(arg, list(x.shape), list(w.shape), where.key())
+    y, arg, _ = _with_winners(x, w, where, how, ghost)
+    return y, _cells(arg, list(x.shape), list(w.shape), where.key)
+
+
+def _with_winners(
+    x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    function = _PlainMaxPlus if plain(x, w) else _MaxPlus
+    y, arg, gap = function.apply(x, w, ghost, where.key, how.key, how.winner_only)  # type: ignore[no-untyped-call]
+    return y, arg, gap

@@ -9,7 +9,7 @@ processes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -30,10 +30,11 @@ class Dense:
 
     groups: int = 1
     dual: bool = False
+    key: str = field(init=False, repr=False, compare=False)
 
-    def key(self) -> str:
-        """The geometry as a string."""
-        return f"dense|{self.groups}|{self.dual}"
+    def __post_init__(self) -> None:
+        """Write the geometry as a string, which :func:`parse` reads."""
+        object.__setattr__(self, "key", f"dense|{self.groups}|{self.dual}")
 
     def output_shape(self, x: torch.Size, w: torch.Size) -> tuple[int, ...]:
         """Shape of the output."""
@@ -65,11 +66,14 @@ class Window:
     dual: bool = False
     flat: bool = False  # a promise: all weights are zero and need no gradient
 
-    def key(self) -> str:
-        """The geometry as a string."""
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Write the geometry as a string, which :func:`parse` reads."""
         sides = (self.stride, self.spacing, self.before, self.after)
-        numbers = [",".join(str(n) for n in side) for side in sides]
-        return "|".join(["window", *numbers, f"{self.groups}|{self.border}|{self.fill}|{self.dual}|{self.flat}"])
+        numbers = [",".join(map(str, side)) for side in sides]
+        options = (self.groups, self.border, self.fill, self.dual, self.flat)
+        object.__setattr__(self, "key", "|".join(["window", *numbers, *map(str, options)]))
 
     @property
     def wraps(self) -> bool:

@@ -32,7 +32,7 @@ def vmap_by_loop(op: Callable[..., Any]) -> Rule:
 def more_groups(key: str, times: int) -> str:
     """The geometry ``key`` with ``times`` as many groups."""
     where = geometry.parse(key)
-    return replace(where, groups=where.groups * times).key()
+    return replace(where, groups=where.groups * times).key
 
 
 def as_groups(tensor: Tensor, axis: Any, size: int) -> Tensor:

@@ -100,6 +100,12 @@ def get(kind: str, name: str) -> Any:
         PluginApiError: it was written for another version of the plugin API.
         PluginContractError: it is not a component of this kind; the message lists every fault.
     """
+    return _get(kind, name, os.environ.get(SWITCH, ""), tuple(_local))
+
+
+@functools.lru_cache(maxsize=256)
+def _get(kind: str, name: str, switch: str, local: tuple[EntryPoint, ...]) -> Any:
+    """Functional operators ask at every call; what the answer depends on is in the key, or clears it in refresh()."""
     return load(resolve(kind, name))
 
 
@@ -117,6 +123,7 @@ def refresh() -> None:
     """Look again at what is installed (after ``pip install`` in a running notebook)."""
     importlib.invalidate_caches()
     _scan.cache_clear()
+    _get.cache_clear()
     _loaded.clear()
 
 

@@ -85,7 +85,7 @@ def test_vmap_of_reconstruction_and_soft_operators() -> None:
 
 
 def call(x: Tensor, w: Tensor, where) -> tuple[Tensor, Tensor, Tensor]:
-    return dispatch._indices(x, w, where.key(), True)
+    return dispatch._indices(x, w, where.key, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -97,18 +97,18 @@ def test_opcheck(x_shape: tuple[int, ...], w_shape: tuple[int, ...], where, dtyp
     x, w = torch.randn(x_shape).to(dtype), torch.randn(w_shape).to(dtype)
     turned = x.transpose(1, -1).contiguous().transpose(1, -1)
     for a in (x, turned):
-        torch.library.opcheck(dispatch._value, (a, w, where.key()), test_utils=tests)
+        torch.library.opcheck(dispatch._value, (a, w, where.key), test_utils=tests)
         for gap in (False, True):
-            torch.library.opcheck(dispatch._indices, (a, w, where.key(), gap), test_utils=tests)
+            torch.library.opcheck(dispatch._indices, (a, w, where.key, gap), test_utils=tests)
     y, arg, gap = call(x, w, where)
     gy = torch.randn(y.shape)
     shapes = list(x.shape), list(w.shape)
-    torch.library.opcheck(dispatch._scatter, (gy, arg, *shapes, where.key(), True, True), test_utils=tests)
-    torch.library.opcheck(dispatch._touches, (gy, arg, shapes[1], where.key()), test_utils=tests)
-    torch.library.opcheck(dispatch._cells, (arg, *shapes, where.key()), test_utils=tests)
-    torch.library.opcheck(dispatch._gather, (x.float(), w.float(), arg, where.key()), test_utils=tests)
+    torch.library.opcheck(dispatch._scatter, (gy, arg, *shapes, where.key, True, True), test_utils=tests)
+    torch.library.opcheck(dispatch._touches, (gy, arg, shapes[1], where.key), test_utils=tests)
+    torch.library.opcheck(dispatch._cells, (arg, *shapes, where.key), test_utils=tests)
+    torch.library.opcheck(dispatch._gather, (x.float(), w.float(), arg, where.key), test_utils=tests)
     for derivative in ("uniform", "bouligand"):
-        arguments = (gy, turned, w, arg, gap, where.key(), policy_key(derivative), True)
+        arguments = (gy, turned, w, arg, gap, where.key, policy_key(derivative), True)
         torch.library.opcheck(dispatch._route, arguments, test_utils=tests)
 
 
@@ -124,7 +124,7 @@ def test_opcheck_of_reconstruction_and_soft_operators() -> None:
 
 @pytest.mark.parametrize("where", [DENSE, WINDOW, Window((2,), (3,), (0,), (4,), 1, "constant", -0.5)])
 def test_a_geometry_is_its_key(where) -> None:
-    assert parse(where.key()) == where
+    assert parse(where.key) == where
 
 
 def test_backends() -> None:
