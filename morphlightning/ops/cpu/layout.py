@@ -18,8 +18,11 @@ from torch import Tensor
 from morphlightning.ops.cpu.workers import kernel
 from morphlightning.ops.geometry import Window
 
-STRIP = 1024
-"""Output positions of a strip, about: its accumulators stay in the first-level cache."""
+STRIP, NARROW_STRIP = 1024, 4096
+"""Output positions of a strip, about, where several outputs share it and where one has it for itself: accumulators and
+scratch image stay in the cache, and few rows are copied twice."""
+TILE = 4
+"""Outputs of a group that one tile computes together, where there are as many."""
 
 
 (
@@ -66,7 +69,8 @@ def layout_of(x: torch.Size, w: torch.Size, geometry: Window) -> Layout:
     before, after = three(geometry.before, 0), three(geometry.after, 0)
     reach = [[k * d for k in range(n)] for n, d in zip(size, spacing, strict=True)]
     used = [sorted({r % s for r in axis}) for axis, s in zip(reach[1:], stride[1:], strict=True)]
-    rows = max(1, min(out[1], STRIP // max(1, out[2])))
+    strip = STRIP if w[0] // geometry.groups >= TILE else NARROW_STRIP
+    rows = max(1, min(out[1], strip // max(1, out[2])))
     shift, pitch = reach[1][-1] // stride[1], out[2] + reach[2][-1] // stride[2]
     block = (rows + shift) * pitch
     depth_block = len(used[0]) * len(used[1]) * block

@@ -408,6 +408,23 @@ def _elementwise(
 
 
 @intrinsic
+def copy_signed(typing: Any, x: Any, ix: Any, target: Any, to: Any, n: Any, sign: Any) -> Any:
+    """target[to + k] = s * x[ix + k] for k < n, n >= 1."""
+
+    def form(emit: Emitter, count: int, x: Any, sign: Any) -> Any:
+        return emit.builder.fmul(x, sign)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, x.dtype)
+        write = _elementwise(emit, "copy_signed", [emit.number], emit.number, 1, form)
+        builder.call(write, [emit.pointer(x, *values[:2]), emit.pointer(target, *values[2:4]), *values[4:]])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(x, whole, target, whole, whole, x.dtype), generate
+
+
+@intrinsic
 def write_maxima(typing: Any, c: Any, ic: Any, y: Any, iy: Any, n: Any, sign: Any, half: Any) -> Any:
     """y[iy + k] = s * (inf if c[ic + k] > half else c[ic + k]) for k < n; half of the largest number is infinite."""
 

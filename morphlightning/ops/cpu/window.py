@@ -21,12 +21,13 @@ from morphlightning.ops.cpu.dense import fused
 from morphlightning.ops.cpu.layout import (
     BEFORE_X, BEFORE_Y, BEFORE_Z, CHANNELS, COUNT, CROSSES, DEPTH, END_X, END_Y, END_Z, GROUPS, HEIGHT, OUT_X, OUT_Y,
     OUT_Z, OUTS, PHASES, PITCH, REACH_X, REACH_Y, REACH_Z, ROWS, SCRATCH, SHIFT, SIZE_Z, SPACING_Z, STRIDE_X, STRIDE_Y,
-    STRIDE_Z, TAPS, WIDTH, fill_of, layout_of, outside,
+    STRIDE_Z, TAPS, TILE, WIDTH, fill_of, layout_of, outside,
 )  # fmt: skip
 from morphlightning.ops.cpu.simd import (
     REGISTERS,
     VECTOR_BYTES,
     any_above,
+    copy_signed,
     make_tile,
     write_gaps,
     write_maxima,
@@ -35,38 +36,17 @@ from morphlightning.ops.cpu.simd import (
 from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of
 from morphlightning.ops.geometry import Window
 
-ROWS_OF_TILE = 4
-"""Outputs of a group that one tile computes together."""
 VALUE, INDEX, GAP = (4, 2, 2) if REGISTERS == 32 else (2, 2, 1)
 ONE_VALUE, ONE_INDEX, ONE_GAP = (8, 8, 4) if REGISTERS == 32 else (4, 4, 2)
 CHUNKS = 8
 """Parts of a batch that have a table of weight gradients of their own."""
 
-_value, _one_value = make_tile(ROWS_OF_TILE, VALUE, "value", True), make_tile(1, ONE_VALUE, "value", True)
-_index, _one_index = make_tile(ROWS_OF_TILE, INDEX, "index", True), make_tile(1, ONE_INDEX, "index", True)
-_gap, _one_gap = make_tile(ROWS_OF_TILE, GAP, "gap", True), make_tile(1, ONE_GAP, "gap", True)
+_value, _one_value = make_tile(TILE, VALUE, "value", True), make_tile(1, ONE_VALUE, "value", True)
+_index, _one_index = make_tile(TILE, INDEX, "index", True), make_tile(1, ONE_INDEX, "index", True)
+_gap, _one_gap = make_tile(TILE, GAP, "gap", True), make_tile(1, ONE_GAP, "gap", True)
 
 
 # ------------------------------------------------------------------------------------------------ inside workers
-@kernel
-def _copy_row(x, at, extent, scratch, to, pitch, phase, stride, before, sources, end, sign, fill):
-    """One row of one phase; outside the image what the border says."""
-    first = max(0, -((phase - before) // stride))
-    last = min(pitch, (extent - 1 + before - phase) // stride + 1)
-    if stride == 1:
-        for a in range(first, last):
-            scratch[to + a] = sign * x[at + a + phase - before]
-    else:
-        for a in range(first, last):
-            scratch[to + a] = sign * x[at + a * stride + phase - before]
-    for side in range(2):
-        begin, stop = (0, first) if side == 0 else (max(last, 0), pitch)
-        for a in range(begin, stop):
-            padded = a * stride + phase
-            source = sources[padded] if padded < end else -1
-            scratch[to + a] = sign * x[at + source] if source >= 0 else fill
-
-
 @kernel
 def _exact(x, ix, w, iw, p, steps, sources, z, y, col, sign, large, fill):
     """Maximum, winner and runner-up of one output: the lowest input position wins, one outside comes after all."""
@@ -93,11 +73,10 @@ def _exact(x, ix, w, iw, p, steps, sources, z, y, col, sign, large, fill):
 
 
 @kernel
-def _tiles(w, iw, scratch, offsets, length, c, index, second, ldc, fused, mode, outs):
+def _tiles(w, iw, scratch, offsets, length, c, index, second, ldc, one, fused, mode, outs):
     """Maxima, winners and losers of ``outs`` outputs (some or one) for a whole strip."""
     taps = len(offsets)
     lanes = VECTOR_BYTES // c.itemsize
-    one = c.dtype.type(1)
     if outs == 1:
         step = lanes * (ONE_VALUE if mode == 0 else ONE_INDEX if mode == 1 else ONE_GAP)
         for at in range(0, length, step):
@@ -146,26 +125,19 @@ def _fill_scratch(x, ix, p, scratch, phases, sources, z, row, rows, sign, fill, 
 @kernel
 def _copy_row(x, at, p, scratch, to, phase, sources, sign, fill):
     """One row of one phase; outside the image what the border says."""
-    stride, begin = p[STRIDE_X], p[BEFORE_X] - phase
-    first = min(p[PITCH], max(0, (begin + stride - 1) // stride))
-    last = max(first, min(p[PITCH], (p[WIDTH] - 1 + begin) // stride + 1))
-    if stride == 1:
-        for a in range(first, last):
-            scratch[to + a] = sign * x[at + a - begin]
+    stride, begin, pitch = p[STRIDE_X], p[BEFORE_X] - phase, p[PITCH]
+    first = min(pitch, max(0, (begin + stride - 1) // stride))
+    last = max(first, min(pitch, (p[WIDTH] - 1 + begin) // stride + 1))
+    if last > first and stride == 1:
+        copy_signed(x, at + first - begin, scratch, to + first, last - first, sign)
     else:
         for a in range(first, last):
             scratch[to + a] = sign * x[at + a * stride - begin]
-    for a in range(first):
-        _copy_outside(x, at, p, scratch, to, a, a * stride + phase, sources, sign, fill)
-    for a in range(last, p[PITCH]):
-        _copy_outside(x, at, p, scratch, to, a, a * stride + phase, sources, sign, fill)
-
-
-@kernel
-def _copy_outside(x, at, p, scratch, to, a, padded, sources, sign, fill):
-    padded += p[END_Y]
-    source = sources[padded] if padded < p[END_X] else -1
-    scratch[to + a] = sign * x[at + source] if source >= 0 else fill
+    for k in range(first + pitch - last):
+        a = k if k < first else k - first + last
+        padded = p[END_Y] + a * stride + phase
+        source = sources[padded] if padded < p[END_X] else -1
+        scratch[to + a] = sign * x[at + source] if source >= 0 else fill
 
 
 @kernel
@@ -209,8 +181,9 @@ def _forward(args, dtype, whole):
     y, arg, gap = numbers(s[10], count, dtype), numbers(s[11], count, np.int32), numbers(s[12], count, dtype)
     offsets, phases = numbers(s[13], taps, np.int32), numbers(s[14], 2 * p[PHASES], np.int64)
     sources, steps = numbers(s[15], p[END_X], np.int64), numbers(s[16], 4 * taps, np.int64)
+    one = dtype(s[17])  # at run time: the compiler would make an addition of a multiplication by one
     strips = (p[OUT_Y] + p[ROWS] - 1) // p[ROWS]
-    together = ROWS_OF_TILE if outs >= ROWS_OF_TILE else 1
+    together = TILE if outs >= TILE else 1
     slack = 8 * VECTOR_BYTES // x.itemsize  # a tile may compute beyond the end of a strip
     ldc = p[ROWS] * p[PITCH] + slack
     scratch = np.full(p[SCRATCH] + slack, dtype(-math.inf))
@@ -227,7 +200,7 @@ def _forward(args, dtype, whole):
         for first in range(0, outs, together):
             o = min(first, outs - together)  # the last tile overlaps the one before
             iw = (g * outs + o) * taps
-            _tiles(w, iw, scratch, offsets, length, c, index, second, ldc, fused, mode, together)
+            _tiles(w, iw, scratch, offsets, length, c, index, second, ldc, one, fused, mode, together)
             for m in range(together):
                 to = (image_number * outs + o + m) * plane + (z * p[OUT_Y] + row) * out_x
                 for r in range(rows):
@@ -267,6 +240,6 @@ def forward(x: Tensor, w: Tensor, geometry: Window, mode: int) -> tuple[Tensor, 
     tasks = len(x) * sizes[GROUPS] * sizes[OUT_Z] * -(-sizes[OUT_Y] // sizes[ROWS])
     settings = (len(x), mode, int(fused()), -1 if geometry.dual else 1, fill_of(geometry))
     results = (y, y if arg is None else arg, y if gap is None else gap)
-    tables = (where.offsets, where.phases, where.sources, where.steps)
+    tables = (where.offsets, where.phases, where.sources, where.steps, 1)
     _FORWARD[x.dtype](tasks, y.numel() * sizes[TAPS], where.sizes, *settings, x, w, *results, *tables)
     return y, arg, gap
