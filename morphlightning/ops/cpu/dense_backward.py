@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.ops.cpu.simd import count_active, send_to_active
-from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of
+from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of, unsigned
 
 ROWS = 8
 """Rows of the gradient of x that a task owns."""
@@ -43,8 +43,9 @@ def _scatter(args, dtype):
             gx[first * groups * taps : last * groups * taps] = dtype(0)
             for row in range(first * groups, last * groups):
                 for at in range(row * outs, row * outs + outs):
-                    if arg[at] >= 0:
-                        gx[row * taps + arg[at]] += gy[at]
+                    winner = arg[unsigned(at)]
+                    if winner >= 0:
+                        gx[unsigned(row * taps + winner)] += gy[unsigned(at)]
         else:
             g, block = (task - row_tasks) // blocks, (task - row_tasks) % blocks
             first = g * outs + block * OUTPUTS
@@ -52,11 +53,12 @@ def _scatter(args, dtype):
             gw[first * taps : last * taps] = dtype(0)
             for b in range(samples):
                 for unit in range(first, last):
-                    winner, message = arg[b * units + unit], gy[b * units + unit]
+                    at = unsigned(b * units + unit)
+                    winner, message = arg[at], gy[at]
                     if winner >= 0:
                         if counting:
                             message = dtype(1) if message != dtype(0) else dtype(0)
-                        gw[unit * taps + winner] += sign * message
+                        gw[unsigned(unit * taps + winner)] += sign * message
         task = next_task(s)
 
 

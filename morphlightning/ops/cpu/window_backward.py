@@ -15,7 +15,7 @@ from morphlightning.ops.cpu.layout import (
     BEFORE_X, BEFORE_Y, BEFORE_Z, CHANNELS, COUNT, DEPTH, END_X, END_Y, END_Z, GROUPS, HEIGHT, OUT_X, OUT_Y, OUT_Z,
     OUTS, REACH_X, REACH_Y, REACH_Z, STRIDE_X, STRIDE_Y, STRIDE_Z, TAPS, WIDTH, layout_of, outside,
 )  # fmt: skip
-from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of
+from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of, unsigned
 from morphlightning.ops.geometry import Window
 
 CHUNKS = 8
@@ -70,6 +70,7 @@ def _to_cells(gx, ix, gy, arg, at, p, relative, steps, sources):
     Where a window lies inside the image that is a fixed distance from its start. Elsewhere another position may stand
     for the winner, or none.
     """
+    stride, out_x = p[STRIDE_X], p[OUT_X]  # a store may change the table, for all that the compiler knows
     left = min(p[OUT_X], max(0, (p[BEFORE_X] + p[STRIDE_X] - 1) // p[STRIDE_X]))
     right = max(left, min(p[OUT_X], (p[BEFORE_X] + p[WIDTH] - 1 - p[REACH_X]) // p[STRIDE_X] + 1))
     for z in range(p[OUT_Z]):
@@ -80,11 +81,12 @@ def _to_cells(gx, ix, gy, arg, at, p, relative, steps, sources):
             _to_sources(gx, ix, gy, arg, at, 0, first, pz, py, p, steps, sources)
             start = ix + ((pz - p[BEFORE_Z]) * p[HEIGHT] + py - p[BEFORE_Y]) * p[WIDTH] - p[BEFORE_X]
             for col in range(first, last):
-                winner = arg[at + col]
+                message = unsigned(at + col)
+                winner = arg[message]
                 if winner >= 0:
-                    gx[start + col * p[STRIDE_X] + relative[winner]] += gy[at + col]
-            _to_sources(gx, ix, gy, arg, at, last, p[OUT_X], pz, py, p, steps, sources)
-            at += p[OUT_X]
+                    gx[unsigned(start + col * stride + relative[unsigned(winner)])] += gy[message]
+            _to_sources(gx, ix, gy, arg, at, last, out_x, pz, py, p, steps, sources)
+            at += out_x
 
 
 @kernel
@@ -105,11 +107,11 @@ def _to_taps(table, gy, arg, at, plane, taps, counting):
     zero, one = table.dtype.type(0), table.dtype.type(1)
     table[:] = zero
     for k in range(plane):
-        winner, message = arg[at + k], gy[at + k]
+        winner, message = arg[unsigned(at + k)], gy[unsigned(at + k)]
         if winner >= 0:
             if counting:
                 message = one if message != zero else zero
-            table[k % REPLICAS * taps + winner] += message
+            table[unsigned(k % REPLICAS * taps + winner)] += message
 
 
 def _scatter32(args):

@@ -223,3 +223,7 @@ def next_task(slots):
     """The number of a task that nobody else does; -1 when there are none left."""
     task = draw(slots)
     return task if task < slots[1] else -1
+
+
+unsigned = np.uint64
+"""Marks an index that is not negative: numba wraps signed ones, which costs more than the access itself."""
