@@ -183,11 +183,30 @@ def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Te
 
 
 def _window_value(x: Tensor, w: Tensor, geometry: Window) -> Tensor:
+    if geometry.flat:
+        return _flat_value(x, w, geometry)
     best = x.new_full(geometry.output_shape(x.shape, w.shape), -math.inf, dtype=compute_dtype(x, w))
     top = _by_group(best, geometry)
     for _, scores in _shifts(x, w, geometry, best):
         torch.maximum(top, scores, out=top)
     return best
+
+
+def _flat_value(x: Tensor, w: Tensor, geometry: Window) -> Tensor:
+    """Maxima over a box, one axis after another; along an axis the window doubles with every maximum."""
+    y = geometry.pad(x.to(compute_dtype(x, w)))
+    for axis, (size, space, stride) in enumerate(zip(w.shape[2:], geometry.spacing, geometry.stride, strict=True), 2):
+        reach, span = y.shape[axis], 1
+        while 2 * span <= size:
+            reach -= span * space
+            y = torch.maximum(y.narrow(axis, 0, reach), y.narrow(axis, span * space, reach))
+            span *= 2
+        if rest := size - span:
+            reach -= rest * space
+            y = torch.maximum(y.narrow(axis, 0, reach), y.narrow(axis, rest * space, reach))
+        if stride > 1:
+            y = y[(slice(None),) * axis + (slice(None, None, stride),)]
+    return y.clone(memory_format=torch.contiguous_format) if y.data_ptr() == x.data_ptr() else y.contiguous()
 
 
 def _window_indices(x: Tensor, w: Tensor, geometry: Window, gap: bool) -> tuple[Tensor, Tensor, Tensor]:

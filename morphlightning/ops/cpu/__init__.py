@@ -15,7 +15,7 @@ from torch import Tensor
 
 from morphlightning import backends
 from morphlightning.ops import eager
-from morphlightning.ops.cpu import dense, dense_backward, window, window_backward
+from morphlightning.ops.cpu import dense, dense_backward, flat, window, window_backward
 from morphlightning.ops.cpu.workers import KernelError
 from morphlightning.ops.geometry import Dense, Geometry
 
@@ -55,6 +55,8 @@ def _forward(x: Tensor, w: Tensor, geometry: Geometry, mode: int) -> tuple[Tenso
     x, w = _operands(x, w)
     if isinstance(geometry, Dense):
         return dense.forward(x, w, geometry.groups, _sign(geometry), mode)
+    if geometry.flat and geometry.border == "neutral" and mode < 2:
+        return *flat.forward(x, w, geometry, mode), None
     return window.forward(x, w, geometry, mode)
 
 

@@ -27,9 +27,9 @@ TILE = 4
 
 (
     GROUPS, CHANNELS, OUTS, TAPS, DEPTH, HEIGHT, WIDTH, OUT_Z, OUT_Y, OUT_X, SIZE_Z, SIZE_Y, SIZE_X,
-    STRIDE_Z, STRIDE_Y, STRIDE_X, BEFORE_Z, BEFORE_Y, BEFORE_X, REACH_Z, REACH_Y, REACH_X, SPACING_Z,
-    ROWS, PITCH, SHIFT, PHASES, SCRATCH, END_Z, END_Y, END_X, CROSSES, COUNT,
-) = range(33)  # fmt: skip
+    STRIDE_Z, STRIDE_Y, STRIDE_X, BEFORE_Z, BEFORE_Y, BEFORE_X, REACH_Z, REACH_Y, REACH_X,
+    SPACING_Z, SPACING_Y, SPACING_X, ROWS, PITCH, SHIFT, PHASES, SCRATCH, END_Z, END_Y, END_X, CROSSES, COUNT,
+) = range(35)  # fmt: skip
 """Where numbers stand in :attr:`Layout.sizes`; the first four describe one group."""
 
 
@@ -87,7 +87,7 @@ def layout_of(x: torch.Size, w: torch.Size, geometry: Window) -> Layout:
     most = max(map(len, used))
     sizes = [
         geometry.groups, channels, w[0] // geometry.groups, len(taps), *extent, *out, *size, *stride, *before,
-        *(axis[-1] for axis in reach), spacing[0], rows, pitch, shift, most, channels * size[0] * depth_block,
+        *(axis[-1] for axis in reach), *spacing, rows, pitch, shift, most, channels * size[0] * depth_block,
         *itertools.accumulate(map(len, sources)), int(geometry.border != "neutral" and any(before + after)),
     ]  # fmt: skip
     return Layout(

@@ -425,6 +425,67 @@ def copy_signed(typing: Any, x: Any, ix: Any, target: Any, to: Any, n: Any, sign
 
 
 @intrinsic
+def larger(typing: Any, t: Any, it: Any, shift: Any, target: Any, to: Any, n: Any) -> Any:
+    """target[to + k] = max(t[it + k], t[it + k + shift]) for k < n, n >= 1."""
+
+    def form(emit: Emitter, count: int, a: Any, b: Any) -> Any:
+        return emit.contest([b], [a])[0]
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, t.dtype)
+        write = _elementwise(emit, "larger", [emit.number, emit.number], emit.number, 0, form)
+        other = builder.add(values[1], values[2])
+        sources = [emit.pointer(t, values[0], at) for at in (values[1], other)]
+        builder.call(write, [*sources, emit.pointer(target, *values[3:5]), values[5]])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(t, whole, whole, target, whole, whole), generate
+
+
+def _build_contend(emit: Emitter) -> Any:
+    """void contend(t, i, best, index, n, plus): index[k] = i[k] + plus and best[k] = t[k] where t[k] > best[k]."""
+    pointer, places = emit.number.as_pointer(), emit.whole.as_pointer()
+    function, body = emit.function("contend", [pointer, places, pointer, places, I64, emit.whole])
+    if body is None:
+        return function
+    t, i, best, index, n, plus = function.args
+    builder = body.builder
+    enough = builder.icmp_signed(">=", n, I64(body.lanes))
+    for count, condition in ((body.lanes, enough), (1, builder.not_(enough))):
+        with builder.if_then(condition):
+            last = builder.sub(n, I64(count))
+            entry, loop, done = body.loop()
+            k = builder.phi(I64)
+            inside = builder.icmp_signed("<", k, last)
+            at = builder.select(inside, k, last)  # the last vector overlaps: nobody wins against itself
+            place = builder.add(body.load(i, at, count, body.whole), body.splat(plus, count))
+            held = [body.load(best, at, count), body.load(index, at, count, body.whole)]
+            for value, where in zip(body.contest([body.load(t, at, count), place], held), (best, index), strict=True):
+                body.store(value, where, at)
+            body.join(k, entry, I64(0), loop, builder.add(k, I64(count)))
+            builder.cbranch(inside, loop, done)
+            builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def contend(typing: Any, t: Any, it: Any, i: Any, best: Any, ib: Any, index: Any, n: Any, plus: Any) -> Any:
+    """Where t[it + k] > best[ib + k], put it there and i[it + k] + plus into index[ib + k], for k < n; n >= 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, t.dtype)
+        sources = [emit.pointer(t, *values[:2]), emit.pointer(i, values[2], values[1], emit.whole)]
+        targets = [emit.pointer(best, *values[3:5]), emit.pointer(index, values[5], values[4], emit.whole)]
+        builder.call(_build_contend(emit), [*sources, *targets, values[6], emit.as_whole(values[7])])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(t, whole, i, best, whole, index, whole, whole), generate
+
+
+@intrinsic
 def write_maxima(typing: Any, c: Any, ic: Any, y: Any, iy: Any, n: Any, sign: Any, half: Any) -> Any:
     """y[iy + k] = s * (inf if c[ic + k] > half else c[ic + k]) for k < n; half of the largest number is infinite."""
 
