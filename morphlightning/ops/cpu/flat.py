@@ -19,55 +19,58 @@ from morphlightning.ops.cpu import window
 from morphlightning.ops.cpu.layout import (
     BEFORE_Z, COUNT, DEPTH, HEIGHT, OUT_X, OUT_Y, OUT_Z, REACH_Z, SIZE_Z, SPACING_Z, STRIDE_Z, WIDTH, layout_of,
 )  # fmt: skip
-from morphlightning.ops.cpu.simd import any_above, contend, copy_signed, larger, write_maxima, write_winners
+from morphlightning.ops.cpu.simd import VECTOR_BYTES, any_above, contend, copy_places, copy_signed, larger, write_maxima, write_winners
 from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of
 from morphlightning.ops.geometry import Window
 
 
 @kernel
-def _along(t, i, best, index, outer, inner, extent, out, size, stride, spacing, before, weight):
-    """Maxima along one axis of (outer, extent, inner); ``weight`` is the distance between its taps."""
-    best[: outer * out * inner] = -math.inf
-    for o in range(outer):
-        for q in range(size):
-            shift = q * spacing - before
-            first = max(0, (stride - 1 - shift) // stride)
-            last = min(out, (extent - 1 - shift) // stride + 1)
-            source, target = o * extent * inner, o * out * inner
-            if stride == 1 and last > first:
-                at = source + (first + shift) * inner
-                contend(t, at, i, best, target + first * inner, index, (last - first) * inner, q * weight)
-            elif stride > 1:
-                for p in range(first, last):
-                    at = source + (p * stride + shift) * inner
-                    contend(t, at, i, best, target + p * inner, index, inner, q * weight)
+def _padded(p, axis):
+    """Positions along an axis that hold the image, or that windows reach."""
+    used = (p[OUT_Z + axis] - 1) * p[STRIDE_Z + axis] + p[REACH_Z + axis] + 1
+    return max(p[BEFORE_Z + axis] + p[DEPTH + axis], used)
 
 
 @kernel
-def _doubled(t, other, outer, inner, extent, out, size, stride, spacing, before):
-    """Maxima alone along one axis of (outer, extent, inner), by doubling; returns the result and the other buffer."""
-    one = t.dtype.type(1)
-    padded = max(before + extent, (out - 1) * stride + (size - 1) * spacing + 1)
-    n = outer * padded * inner
-    other[:n] = -math.inf
+def _pad(t, i, other, index, outer, inner, extent, padded, before, winners, one):
+    """(outer, extent, inner) into the middle of (outer, padded, inner), -inf around it."""
     for o in range(outer):
-        copy_signed(t, o * extent * inner, other, (o * padded + before) * inner, extent * inner, one)
-    t, other = other, t
+        source, target, count = o * extent * inner, o * padded * inner, extent * inner
+        for k in range(before * inner):
+            other[target + k] = -math.inf
+        copy_signed(t, source, other, target + before * inner, count, one)
+        for k in range((before + extent) * inner, padded * inner):
+            other[target + k] = -math.inf
+        if winners:
+            copy_places(i, source, index, target + before * inner, count)
+
+
+@kernel
+def _pick(t, i, other, index, outer, inner, padded, out, stride, winners, one):
+    """Every ``stride``-th position of (outer, padded, inner): (outer, out, inner)."""
+    block, blocks = (out * inner, 1) if stride == 1 else (inner, out)
+    for o in range(outer):
+        for p in range(blocks):
+            source, target = (o * padded + p * stride) * inner, (o * out + p) * inner
+            copy_signed(t, source, other, target, block, one)
+            if winners:
+                copy_places(i, source, index, target, block)
+
+
+@kernel
+def _doubled(t, other, n, size, step):
+    """Maxima of ``size`` numbers ``step`` apart, by doubling; returns the result and the other buffer.
+
+    Rows run into each other where nothing is read.
+    """
     span = 1
     while span < size:
-        shift = min(span, size - span) * spacing * inner
+        shift = min(span, size - span) * step
         n -= shift
-        larger(t, 0, shift, other, 0, n)  # across rows as well, where nothing is read
+        larger(t, 0, shift, other, 0, n)
         t, other = other, t
         span += min(span, size - span)
-    for o in range(outer):
-        if stride == 1:
-            copy_signed(t, o * padded * inner, other, o * out * inner, out * inner, one)
-        else:
-            for p in range(out):
-                for k in range(inner):
-                    other[(o * out + p) * inner + k] = t[(o * padded + p * stride) * inner + k]
-    return other, t
+    return t, other
 
 
 @kernel
@@ -80,10 +83,8 @@ def _forward(args, dtype, whole):
     image, plane = p[DEPTH] * p[HEIGHT] * p[WIDTH], p[OUT_Z] * p[OUT_Y] * p[OUT_X]
     x, y = numbers(s[5], images * image, dtype), numbers(s[6], images * plane, dtype)
     arg, odd = numbers(s[7], images * plane, np.int32), numbers(s[8], images, np.uint8)
-    winners, size = s[9], 1
-    for axis in range(3):
-        size *= p[BEFORE_Z + axis] + p[DEPTH + axis] + p[OUT_Z + axis] * p[STRIDE_Z + axis] + p[REACH_Z + axis]
-    t, best = np.empty(size, dtype), np.empty(size, dtype)
+    winners, size, one, none = s[9], s[10], dtype(1), dtype(-math.inf)
+    t, other = np.empty(size, dtype), np.empty(size, dtype)
     i, index = np.zeros(size if winners else 1, whole), np.zeros(size if winners else 1, whole)
     task = next_task(s)
     while task >= 0:
@@ -94,12 +95,20 @@ def _forward(args, dtype, whole):
         outer, inner, weight = p[DEPTH] * p[HEIGHT], 1, 1
         for axis in range(2, -1, -1):
             extent, out, taps, stride = p[DEPTH + axis], p[OUT_Z + axis], p[SIZE_Z + axis], p[STRIDE_Z + axis]
-            spacing, before = p[SPACING_Z + axis], p[BEFORE_Z + axis]
-            if winners:
-                _along(t, i, best, index, outer, inner, extent, out, taps, stride, spacing, before, weight)
-                t, best, i, index = best, t, index, i
-            elif taps > 1 or stride > 1 or before > 0 or out != extent:
-                t, best = _doubled(t, best, outer, inner, extent, out, taps, stride, spacing, before)
+            step, before = p[SPACING_Z + axis] * inner, p[BEFORE_Z + axis]
+            if taps > 1 or stride > 1 or before > 0 or out != extent:
+                padded = _padded(p, axis)
+                n = outer * padded * inner
+                _pad(t, i, other, index, outer, inner, extent, padded, before, winners, one)
+                if winners:
+                    # whole vectors at least: the buffers are longer than what is read
+                    count = max(n - (taps - 1) * step, VECTOR_BYTES)
+                    contend(other, index, t, i, count, taps, step, weight)
+                else:
+                    other, t = _doubled(other, t, n, taps, step)
+                    t, other = other, t
+                _pick(t, i, other, index, outer, inner, padded, out, stride, winners, one)
+                t, other, i, index = other, t, index, i
             inner, weight = inner * out, weight * taps
             if axis > 0:
                 outer //= p[DEPTH + axis - 1]
@@ -130,7 +139,19 @@ def forward(x: Tensor, w: Tensor, geometry: Window, mode: int) -> tuple[Tensor, 
     if y.numel():
         pointers = (x, y, y if arg is None else arg, odd)
         work, sign = y.numel() * sum(w.shape[2:]), -1 if geometry.dual else 1
-        _FORWARD[x.dtype](images, work, where.sizes, images, sign, *pointers, mode)
+        _FORWARD[x.dtype](images, work, where.sizes, images, sign, *pointers, mode, _buffer(where.sizes.tolist()))
     if odd.any():  # NaN, or numbers that count as infinite
         return window.forward(x, w.contiguous(), geometry, mode)[:2]
     return y, arg
+
+
+def _buffer(p: list[int]) -> int:
+    """Numbers that the largest stage holds, and a vector more: those before an axis, those after it, and its own."""
+    padded = [_padded.py_func(p, axis) for axis in range(3)]
+    stages = (
+        p[DEPTH] * p[HEIGHT] * padded[2],
+        p[DEPTH] * padded[1] * p[OUT_X],
+        padded[0] * p[OUT_Y] * p[OUT_X],
+        p[DEPTH] * p[HEIGHT] * p[WIDTH],
+    )
+    return max(stages) + VECTOR_BYTES

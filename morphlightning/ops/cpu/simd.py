@@ -425,6 +425,24 @@ def copy_signed(typing: Any, x: Any, ix: Any, target: Any, to: Any, n: Any, sign
 
 
 @intrinsic
+def copy_places(typing: Any, i: Any, at: Any, target: Any, to: Any, n: Any) -> Any:
+    """target[to + k] = i[at + k] for k < n, n >= 1: indices, as wide as the numbers that they belong to."""
+
+    def form(emit: Emitter, count: int, place: Any) -> Any:
+        return place
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, types.float32 if i.dtype == types.int32 else types.float64)
+        write = _elementwise(emit, "copy_places", [emit.whole], emit.whole, 0, form)
+        arrays = [emit.pointer(a, *values[k : k + 2], emit.whole) for a, k in ((i, 0), (target, 2))]
+        builder.call(write, [*arrays, values[4]])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(i, whole, target, whole, whole), generate
+
+
+@intrinsic
 def larger(typing: Any, t: Any, it: Any, shift: Any, target: Any, to: Any, n: Any) -> Any:
     """target[to + k] = max(t[it + k], t[it + k + shift]) for k < n, n >= 1."""
 
@@ -444,45 +462,61 @@ def larger(typing: Any, t: Any, it: Any, shift: Any, target: Any, to: Any, n: An
 
 
 def _build_contend(emit: Emitter) -> Any:
-    """void contend(t, i, best, index, n, plus): index[k] = i[k] + plus and best[k] = t[k] where t[k] > best[k]."""
+    """void contend(t, i, best, index, n, taps, step, weight); see :func:`contend`. n >= lanes."""
     pointer, places = emit.number.as_pointer(), emit.whole.as_pointer()
-    function, body = emit.function("contend", [pointer, places, pointer, places, I64, emit.whole])
+    function, body = emit.function("contend", [pointer, places, pointer, places, I64, I64, I64, emit.whole])
     if body is None:
         return function
-    t, i, best, index, n, plus = function.args
-    builder = body.builder
-    enough = builder.icmp_signed(">=", n, I64(body.lanes))
-    for count, condition in ((body.lanes, enough), (1, builder.not_(enough))):
-        with builder.if_then(condition):
-            last = builder.sub(n, I64(count))
-            entry, loop, done = body.loop()
-            k = builder.phi(I64)
-            inside = builder.icmp_signed("<", k, last)
-            at = builder.select(inside, k, last)  # the last vector overlaps: nobody wins against itself
-            place = builder.add(body.load(i, at, count, body.whole), body.splat(plus, count))
-            held = [body.load(best, at, count), body.load(index, at, count, body.whole)]
-            for value, where in zip(body.contest([body.load(t, at, count), place], held), (best, index), strict=True):
-                body.store(value, where, at)
-            body.join(k, entry, I64(0), loop, builder.add(k, I64(count)))
-            builder.cbranch(inside, loop, done)
-            builder.position_at_end(done)
+    t, i, best, index, n, taps, step, weight = function.args
+    builder, count = body.builder, body.lanes
+    weights, zero = body.splat(weight, count), body.splat(body.whole(0), count)
+    last = builder.sub(n, I64(count))
+    entry, rows, done = body.loop()
+    k = builder.phi(I64)
+    inside = builder.icmp_signed("<", k, last)
+    at = builder.select(inside, k, last)  # the last vector overlaps the one before
+    before, loop, after = body.loop()
+    q, where, plus = builder.phi(I64), builder.phi(I64), builder.phi(zero.type)
+    held = [builder.phi(body.none(count).type), builder.phi(zero.type)]
+    place = builder.add(body.load(i, where, count, body.whole), plus)
+    won = body.contest([body.load(t, where, count), place], held)
+    following = builder.add(q, I64(1))
+    body.join(q, before, I64(0), loop, following)
+    body.join(where, before, at, loop, builder.add(where, step))
+    body.join(plus, before, zero, loop, builder.add(plus, weights))
+    for phi, first, value in zip(held, (body.none(count), zero), won, strict=True):
+        body.join(phi, before, first, loop, value)
+    builder.cbranch(builder.icmp_signed("<", following, taps), loop, after)
+    builder.position_at_end(after)
+    for value, target in zip(won, (best, index), strict=True):
+        body.store(value, target, at)
+    body.join(k, entry, I64(0), after, builder.add(k, I64(count)))
+    builder.cbranch(inside, rows, done)
+    builder.position_at_end(done)
     builder.ret_void()
     return function
 
 
 @intrinsic
-def contend(typing: Any, t: Any, it: Any, i: Any, best: Any, ib: Any, index: Any, n: Any, plus: Any) -> Any:
-    """Where t[it + k] > best[ib + k], put it there and i[it + k] + plus into index[ib + k], for k < n; n >= 1."""
+def contend(typing: Any, t: Any, i: Any, best: Any, index: Any, n: Any, taps: Any, step: Any, weight: Any) -> Any:
+    """best[k] = max over q < taps of t[k + q step], and index[k] = i[k + q step] + q weight of the first that reaches it.
+
+    For k < n, n at least one vector; -inf never wins, which leaves 0.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = Emitter(context, builder, t.dtype)
-        sources = [emit.pointer(t, *values[:2]), emit.pointer(i, values[2], values[1], emit.whole)]
-        targets = [emit.pointer(best, *values[3:5]), emit.pointer(index, values[5], values[4], emit.whole)]
-        builder.call(_build_contend(emit), [*sources, *targets, values[6], emit.as_whole(values[7])])
+        pointers = [
+            emit.pointer(array, value, I64(0), kind)
+            for array, value, kind in zip(
+                (t, i, best, index), values, (None, emit.whole, None, emit.whole), strict=False
+            )
+        ]
+        builder.call(_build_contend(emit), [*pointers, *values[4:7], emit.as_whole(values[7])])
         return context.get_dummy_value()
 
     whole = types.int64
-    return types.void(t, whole, i, best, whole, index, whole, whole), generate
+    return types.void(t, i, best, index, whole, whole, whole, whole), generate
 
 
 @intrinsic
