@@ -13,6 +13,7 @@ from morphlightning import registry
 from morphlightning.errors import ConfigError, ShapeError
 from morphlightning.interfaces import SiteSpec, Spec
 from morphlightning.layers.site import Site
+from morphlightning.ops.dispatch import plain
 from morphlightning.pipeline import Pipeline
 
 
@@ -51,6 +52,7 @@ class MorphLayer(nn.Module):
         if any(n < 1 for n in shape):
             raise ConfigError(f"{type(self).__name__}: every size must be >= 1, got a weight of shape {shape}")
         self._window = window
+        self._known: tuple[Tensor, int, bool] | None = None
         self.pipeline = Pipeline.parse(derivative, heuristic)
         self.initializer = registry.build("initializers", initializer)
         self.weight = nn.Parameter(torch.empty(shape))
@@ -92,7 +94,16 @@ class MorphLayer(nn.Module):
     @property
     def effective_weight(self) -> Tensor:
         """The weight with -inf where it is missing."""
-        return torch.where(self.mask, self.weight, -math.inf)
+        return self.weight if self._complete() else torch.where(self.mask, self.weight, -math.inf)
+
+    def _complete(self) -> bool:
+        """Whether nothing is missing, which saves two passes over a large weight; asked once a state of the mask."""
+        mask = self.mask
+        if not plain(mask, self.weight) or mask.is_inference():
+            return False
+        if self._known is None or self._known[0] is not mask or self._known[1] != mask._version:
+            self._known = (mask, mask._version, bool(mask.all()))
+        return self._known[2]
 
     def begin(self, samples: int) -> tuple[Tensor, Tensor | None]:
         """Begin a pass over ``samples`` inputs.
