@@ -14,17 +14,23 @@ from morphlightning.pipeline import policy_of
 
 def max_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
     """max_j x[..., j] + w[i, j] under a policy; the core of all dense operators (shapes are not checked)."""
-    return _last_axis(x, w, DENSE, policy, ghost)
+    return _last_axis(x, w, policy, ghost, dual=False)
 
 
 def min_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
     """min_j x[..., j] - w[i, j] under a policy: the dual of :func:`max_plus`."""
-    return _last_axis(x, w, DUAL_DENSE, policy, ghost)
+    return _last_axis(x, w, policy, ghost, dual=True)
 
 
-def _last_axis(x: Tensor, w: Tensor, where: Dense, policy: Policy, ghost: Tensor | None) -> Tensor:
-    y = maxplus(x.reshape(-1, x.shape[-1]), w, where, policy, ghost)
-    return y.view(*x.shape[:-1], w.shape[0])
+def _last_axis(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None, dual: bool) -> Tensor:
+    if w.ndim == 2:
+        y = maxplus(x.reshape(-1, x.shape[-1]), w, DUAL_DENSE if dual else DENSE, policy, ghost)
+        return y.view(*x.shape[:-1], w.shape[0])
+    matrices, outs, _ = w.shape
+    side_by_side = x.movedim(0, -2)  # one group for each matrix
+    where, ghost = Dense(matrices, dual), None if ghost is None else ghost.flatten(0, 1)
+    y = maxplus(side_by_side.flatten(-2).reshape(-1, x.shape[-1] * matrices), w.flatten(0, 1), where, policy, ghost)
+    return y.view(*side_by_side.shape[:-1], outs).movedim(-2, 0)
 
 
 def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -33,7 +39,8 @@ def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
     Args:
         x: Input, shape ``(..., in)``; values may be -inf, the neutral element of max.
         w: Weights in the units of x, shape ``(out, in)``; -inf marks a missing weight. A row without a finite weight
-            gives -inf.
+            gives -inf. Or a batch of matrices ``(batch, out, in)``, one for each element of the first axis of x, as in
+            torch.bmm.
         derivative: Derivative rule: who receives the gradient where maxima tie.
 
     Returns:
@@ -45,7 +52,7 @@ def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
 
     Source: the matrix-vector product of max-plus algebra; docs/conventions.md, "The table".
     """
-    check_dense("dilation", x, w, 1)
+    check_dense("dilation", x, w, 1, batched=True)
     return max_plus(x, w, policy_of(derivative))
 
 
@@ -54,7 +61,7 @@ def erosion(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
 
     Args, returns and errors as for :func:`dilation`; a row without a finite weight gives +inf.
     """
-    check_dense("erosion", x, w, 1)
+    check_dense("erosion", x, w, 1, batched=True)
     return min_plus(x, w, policy_of(derivative))
 
 
@@ -75,8 +82,8 @@ def adjoint_erosion(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tens
         ShapeError: The last axis of y does not fit w.
         DtypeError: y or w is not floating-point.
     """
-    check_dense("adjoint_erosion", y, w, 0)
-    return min_plus(y, w.t(), policy_of(derivative))
+    check_dense("adjoint_erosion", y, w, 0, batched=True)
+    return min_plus(y, w.mT, policy_of(derivative))
 
 
 def adjoint_dilation(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:
@@ -84,8 +91,8 @@ def adjoint_dilation(y: Tensor, w: Tensor, *, derivative: Spec = "first") -> Ten
 
     ``y <= erosion(x, w)`` if and only if ``adjoint_dilation(y, w) <= x``. Arguments as for :func:`adjoint_erosion`.
     """
-    check_dense("adjoint_dilation", y, w, 0)
-    return max_plus(y, w.t(), policy_of(derivative))
+    check_dense("adjoint_dilation", y, w, 0, batched=True)
+    return max_plus(y, w.mT, policy_of(derivative))
 
 
 def opening(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:

@@ -149,3 +149,22 @@ def test_wrong_inputs() -> None:
         mf.opening(x, w.to(torch.uint8))
     with pytest.raises(PluginNotFoundError, match="frist"):
         mf.dilation(x, w, derivative="frist")
+
+
+@pytest.mark.parametrize("operator", [mf.dilation, mf.erosion, mf.adjoint_dilation, mf.adjoint_erosion, mf.opening])
+@pytest.mark.parametrize("derivative", ["first", "uniform"])
+def test_a_batch_of_matrices_is_one_call_for_each(operator, derivative: str) -> None:
+    side = 4 if "adjoint" in operator.__name__ else 6
+    x = torch.randint(-2, 3, (3, 5, 2, side)).double().requires_grad_()
+    w = torch.randint(-2, 3, (3, 4, 6)).double().requires_grad_()
+    y = operator(x, w, derivative=derivative)
+    apart = torch.stack([operator(a, b, derivative=derivative) for a, b in zip(x, w, strict=True)])
+    assert torch.equal(y, apart)
+    gy = torch.randn_like(y)
+    for seen, expected in zip(torch.autograd.grad(y, (x, w), gy), torch.autograd.grad(apart, (x, w), gy), strict=True):
+        torch.testing.assert_close(seen, expected)
+
+
+def test_a_batch_of_matrices_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"a batch of 3 matrices needs x of shape \(3, \.\.\., 6\), got \(2, 6\)"):
+        mf.dilation(torch.zeros(2, 6), torch.zeros(3, 4, 6))

@@ -129,3 +129,43 @@ def test_a_geometry_is_its_key(where) -> None:
 
 def test_backends() -> None:
     assert backends.available()["eager"] == "available"
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("run", "shapes"),
+    [
+        (mf.erosion, ((2, 5), (4, 5))),
+        (lambda f, b: mf.dilation2d(f, b, groups=2, border="reflect"), ((2, 4, 6, 5), (6, 2, 3, 3))),
+    ],
+)
+def test_vmap_over_inputs_and_weights(run, shapes, in_dims) -> None:
+    generator = torch.Generator().manual_seed(0)
+    arguments = [
+        torch.randint(-2, 3, s if d is None else (*s[:d], 3, *s[d:]), generator=generator).double()
+        for s, d in zip(shapes, in_dims, strict=True)
+    ]
+
+    def value_and_gradients(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        y, pull = torch.func.vjp(run, x, w)
+        return y, *pull(torch.arange(y.numel(), dtype=y.dtype).view_as(y))
+
+    seen = torch.func.vmap(value_and_gradients, in_dims=in_dims)(*arguments)
+    for i in range(3):
+        one = [a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)]
+        for a, b in zip(seen, value_and_gradients(*one), strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_operators_in_the_dtype_of_their_input(dtype: torch.dtype) -> None:
+    x, w = torch.randn(4, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+    expected = mf.dilation(x, w)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(mf.dilation(x, w), expected)
+        hidden = torch.nn.functional.linear(x, torch.eye(6))
+        y = mf.dilation(hidden, w)
+    assert hidden.dtype == y.dtype == dtype
+    y.float().sum().backward()
+    assert (x.grad.dtype, w.grad.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(mf.dilation(hidden.float(), w).to(dtype), y)
