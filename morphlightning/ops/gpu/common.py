@@ -15,12 +15,12 @@ OPTIONS = {"enable_fp_fusion": False}  # a fused multiply-add rounds once, eager
 @cache
 def processors(device: torch.device) -> int:
     """Number of streaming multiprocessors; one where kernels are interpreted."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
 def power_of_two(n: int, low: int, high: int) -> int:
     """The power of two that covers n, between two bounds."""
-    return min(high, max(low, triton.next_power_of_2(n)))
+    return min(high, max(low, int(triton.next_power_of_2(n))))
 
 
 @triton.jit

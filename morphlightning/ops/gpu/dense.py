@@ -8,11 +8,12 @@ leads and the best maximum of the other blocks; the inner loop is that of the va
 the winner, and for the runner-up, inside the one block that won: one line of x and one of w for each output.
 
 Tiles: a column of x and one of w are read once a tap, by one thread each, and go through shared memory to where the
-outer sum needs them. 64 x 64 pairs on two warps hold 64 maxima a thread; compiled for sm_90 the loop takes 2.5
+outer sum needs them. 64 x 64 pairs on two warps hold 64 maxima a thread; compiled for sm_90 the loop takes 2.55
 instructions a pair (four warps make the compiler read operands from memory again for each thread, 5 a pair). Where
-winners are kept, 64 x 32 pairs on two warps leave registers for them: 2.7 a pair. Operands are transposed first, so
-that columns lie together. Where there are few outputs the taps are split among programs, and the second kernel
-combines what they found, the earlier one first among equals.
+winners are kept, 64 x 32 pairs on two warps leave registers for them: 2.7 to 2.8 a pair, and 20 to 27 instructions of
+a warp for each output in the second kernel, what 200 to 300 taps cost. Operands are transposed first, so that columns
+lie together. Where there are few outputs the taps are split among programs, and the second kernel combines what they
+found, the earlier one first among equals.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, ignore-missing-imports

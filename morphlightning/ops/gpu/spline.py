@@ -72,9 +72,10 @@ def _backward(gy, x, values, knots, gx, partial, elements, channels, count, chun
     table = values + plane % channels * count
     knot = first_knot + tl.arange(0, KNOTS)
     sums = tl.zeros((BLOCK, KNOTS), DTYPE)
-    for first in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, elements), BLOCK):
+    last = tl.minimum(chunk * CHUNK + CHUNK, elements)
+    for first in range(chunk * CHUNK, last, BLOCK):
         element = first + tl.arange(0, BLOCK)
-        live = element < elements
+        live = element < last
         at = plane.to(tl.int64) * elements + element
         a = tl.load(x + at, mask=live, other=0.0).to(DTYPE)
         g = tl.load(gy + at, mask=live, other=0.0).to(DTYPE)

@@ -1,0 +1,359 @@
+"""The triton backend equals the eager one: under triton's interpreter, compiled without a device, and on a device.
+
+Triton reads TRITON_INTERPRET when kernels are defined, and other tests of the same process need it unset. So this file
+runs itself in a process of its own, in which the tests of the kernels see tensors on the CPU.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from morphlightning.ops import eager, gpu
+from morphlightning.ops.geometry import BORDERS, Dense, Window
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+ROOT = Path(__file__).parents[2]
+
+kernels = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+about_infinities = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy says that it made a NaN
+on_device = about_infinities if INTERPRETED else pytest.mark.gpu
+
+
+def example(kind, x_shape, w_shape, dtype=torch.float32):
+    torch.manual_seed(0)
+    x, w = torch.randn(x_shape), torch.randn(w_shape)
+    if kind != "normal":
+        x, w = (2 * x).round(), (2 * w).round()
+    if kind in ("missing", "special"):
+        w[torch.rand(w_shape) < 0.4] = -torch.inf
+        w[0] = -torch.inf
+    if kind == "special":
+        chance = torch.rand(x_shape)
+        x[chance < 0.06] = torch.inf
+        x[chance > 0.94] = -torch.inf
+        x[(chance > 0.5) & (chance < 0.52)] = torch.nan
+    return x.to(DEVICE, dtype), w.to(DEVICE, dtype)
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def check(x, w, geometry):
+    """All functions but those about ties, against the eager backend."""
+    same([gpu.value(x, w, geometry)], [eager.value(x, w, geometry)])
+    y, arg, gap = expected = eager.indices(x, w, geometry, True)
+    same(gpu.indices(x, w, geometry, True), expected)
+    same(gpu.indices(x, w, geometry, False), (y, arg, gap.new_empty(0)))
+    gy = torch.randn(arg.shape, device=DEVICE).to(gap.dtype).masked_fill(torch.rand(arg.shape, device=DEVICE) < 0.2, 0)
+    for want in ((True, True), (True, False), (False, True), (False, False)):
+        found = gpu.scatter(gy, arg, x.shape, w.shape, geometry, *want)
+        close(found, eager.scatter(gy, arg, x.shape, w.shape, geometry, *want))
+        if all(want):
+            both = found
+        same(found, [g if wanted else g.new_empty(0) for g, wanted in zip(both, want, strict=True)])
+    same([gpu.touches(gy, arg, w.shape, geometry)], [eager.touches(gy, arg, w.shape, geometry)])
+
+
+def check_ties(x, w, geometry, eps):
+    _, arg, gap = eager.indices(x, w, geometry, True)
+    same([gpu.counts(x, w, arg, gap, geometry, eps)], [eager.counts(x, w, arg, gap, geometry, eps)])
+    ux, uw = torch.randn(2, *arg.shape, device=DEVICE).to(gap.dtype)
+    sent = (ux, uw, x, w, arg, gap, geometry, eps)
+    close(gpu.spread(*sent), eager.spread(*sent))
+
+
+# ------------------------------------------------------------------------------------------------------- dense
+KINDS = ("normal", "ties", "missing", "special")
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", [Dense(), Dense(2, dual=True)], ids=str)
+@pytest.mark.parametrize(("samples", "outs", "fan_in"), [(5, 6, 14), (1, 3, 40), (2, 1, 1)])
+def test_dense(kind, geometry, samples, outs, fan_in):
+    check(*example(kind, (samples, geometry.groups * fan_in), (geometry.groups * outs, fan_in)), geometry)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("processors", [1, 64])
+def test_dense_in_several_tiles(processors, monkeypatch):
+    from morphlightning.ops.gpu import dense
+
+    monkeypatch.setattr(dense, "processors", lambda device: processors)
+    check(*example("special", (70, 35), (34, 35)), Dense())
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("kind", ["ties", "special"])
+@pytest.mark.parametrize("processors", [2, 64])
+def test_dense_split_among_programs(kind, processors, monkeypatch):
+    from morphlightning.ops.gpu import dense
+
+    monkeypatch.setattr(dense, "processors", lambda device: processors)
+    assert dense._span(200, 1, torch.device(DEVICE)) < 200
+    check(*example(kind, (3, 400), (8, 200)), Dense(2))
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["normal", "special"])
+def test_dense_dtypes(dtype, kind):
+    if INTERPRETED and dtype == torch.bfloat16 and kind == "normal":
+        pytest.skip("the interpreter cuts bfloat16 where devices round it")
+    x, w = example(kind, (6, 36), (4, 36), dtype)
+    check(x, w, Dense(dual=True))
+    check(x, w.to(torch.promote_types(dtype, torch.float32)), Dense())
+
+
+@kernels
+@on_device
+def test_dense_strides():
+    x, w = example("ties", (20, 18), (9, 20))
+    check(x.t(), w, Dense())
+    check(x[:, :9], w.t()[:, ::1], Dense())
+    check(x[:, ::2], w[:, :9], Dense())
+    check(x[:1].expand(3, -1), w[:, :18], Dense())
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("kind", ["normal", "ties", "missing"])
+@pytest.mark.parametrize("geometry", [Dense(), Dense(2, dual=True)], ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1.0])
+def test_dense_ties(kind, geometry, eps):
+    check_ties(*example(kind, (5, geometry.groups * 19), (geometry.groups * 7, 19)), geometry, eps)
+
+
+@kernels
+@on_device
+def test_nan_wins_and_is_near_nobody():
+    x, w = example("ties", (2, 5), (3, 5))
+    x[0, [1, 3]] = torch.nan
+    y, arg, gap = gpu.indices(x, w, Dense(), True)
+    assert y[0].isnan().all()
+    assert gap[0].isnan().all()
+    assert (arg[0] == 1).all()
+    assert (gpu.counts(x, w, arg, gap, Dense(), 1.0)[0] == 0).all()
+
+
+@kernels
+@on_device
+def test_empty():
+    for geometry, x, w in ((Dense(), (0, 3), (2, 3)), (Window((1,), (1,), (0,), (0,)), (0, 1, 4), (1, 1, 3))):
+        check(torch.randn(x, device=DEVICE), torch.randn(w, device=DEVICE), geometry)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize(("shape", "width"), [((3, 2, 700), 5), ((1, 3, 150), 70), ((300, 40, 1), 65), ((1, 1, 1), 1)])
+def test_sums_of_many_messages(shape, width):
+    from morphlightning.ops.gpu import sums
+
+    torch.manual_seed(0)
+    messages = torch.randn(shape, device=DEVICE, dtype=torch.float64)
+    winners = torch.randint(-1, width, shape, device=DEVICE, dtype=torch.int32)
+    bins = torch.arange(width, device=DEVICE)
+    expected = ((winners[..., None] == bins) * messages[..., None]).sum((0, 2))
+    torch.testing.assert_close(sums.by_winner(messages, winners, width), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ window
+@kernels
+@on_device
+@pytest.mark.parametrize("kind", ["ties", "special"])
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("dual", [False, True])
+def test_window(kind, border, dual):
+    geometry = Window((2, 1), (1, 2), (2, 1), (1, 3), 2, border, 1.0, dual)
+    check(*example(kind, (2, 4, 6, 5), (6, 2, 3, 2)), geometry)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("kind", ["ties", "special"])
+@pytest.mark.parametrize(
+    ("geometry", "x", "w"),
+    [
+        (Window((3,), (2,), (4,), (1,)), (3, 2, 17), (5, 2, 4)),
+        (Window((1, 1), (1, 1), (1, 1), (1, 1), 3), (2, 3, 5, 6), (3, 1, 3, 3)),
+        (Window((1, 1), (1, 1), (0, 0), (0, 0), 2, flat=True), (2, 2, 4, 5), (2, 1, 2, 2)),
+        (Window((1, 2, 1), (2, 1, 1), (1, 0, 1), (2, 1, 0), 1, "constant", -0.5), (1, 2, 4, 3, 5), (3, 2, 2, 2, 2)),
+        (Window((1, 1), (1, 1), (1, 1), (1, 1)), (1, 3, 7, 7), (33, 3, 3, 3)),
+    ],
+    ids=["1-D", "depthwise", "flat", "3-D", "full"],
+)
+def test_window_shapes(kind, geometry, x, w):
+    x, w = example(kind, x, w)
+    check(x, torch.zeros_like(w) if geometry.flat else w, geometry)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_window_dtypes_and_strides(dtype):
+    x, w = example("special", (2, 4, 5, 5), (4, 4, 2, 2), dtype)
+    geometry = Window((1, 1), (1, 1), (1, 0), (0, 1), border="constant", fill=0.5)
+    check(x.to(memory_format=torch.channels_last), w, geometry)
+    check(x.transpose(2, 3), w[::2], geometry)
+
+
+@kernels
+@on_device
+def test_window_ties():
+    check_ties(*example("ties", (2, 2, 6), (3, 2, 3)), Window((1,), (1,), (1,), (1,)), 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------ spline
+def spline_reference(x, values, knots):
+    x, values, knots = x.double(), values.double(), knots.double()
+    piece = torch.searchsorted(knots, x.detach().nan_to_num(-torch.inf), right=True).sub(1).clamp(0, len(knots) - 2)
+    table = values[torch.arange(len(x), device=x.device) % len(values)]
+    left, right = table.gather(1, piece), table.gather(1, piece + 1)
+    return left + (right - left) * (x - knots[piece]) / (knots[piece + 1] - knots[piece])
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 9, 70])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_spline(dtype, count, uniform, monkeypatch):
+    from morphlightning.ops.gpu import spline
+
+    monkeypatch.setattr(spline, "CHUNK", 64)
+    torch.manual_seed(0)
+    x = (2 * torch.randn(6, 150)).to(DEVICE, dtype)
+    values = torch.randn(3, count).to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float32)
+    low, spacing = -1.5, 3 / (count - 1)
+    knots = low + spacing * torch.arange(count, device=DEVICE, dtype=torch.float64)
+    if not uniform:
+        knots = knots + spacing * 0.8 * torch.rand(count, device=DEVICE, dtype=torch.float64)
+    place = (low, spacing) if uniform else (knots,)
+    forward, backward = (spline.forward, spline.backward) if uniform else (spline.forward_at, spline.backward_at)
+
+    a, c = x.double().requires_grad_(), values.double().requires_grad_()
+    expected = spline_reference(a, c, knots)
+    gy = torch.randn_like(x)
+    gradients = torch.autograd.grad(expected, (a, c), gy.double())
+    tolerance = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.05}[dtype]
+    found = (forward(x, values, *place), *backward(gy, x, values, *place))
+    assert [t.dtype for t in found] == [dtype, dtype, values.dtype]
+    for one, other in zip(found, (expected, *gradients), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    same(found[1:], backward(gy, x, values, *place))
+
+
+@kernels
+@on_device
+def test_spline_of_nan_and_of_nothing():
+    from morphlightning.ops.gpu import spline
+
+    values = torch.randn(1, 5, device=DEVICE)
+    x = torch.tensor([[torch.nan, 0.3]], device=DEVICE)
+    for y in (spline.forward(x, values, -1, 0.5), spline.forward_at(x, values, torch.arange(5, device=DEVICE))):
+        assert y.isnan().tolist() == [[True, False]]
+    nothing = torch.empty(0, 4, device=DEVICE)
+    assert spline.forward(nothing, values, -1, 0.5).shape == (0, 4)
+    assert not spline.backward(nothing, nothing, values, -1, 0.5)[1].any()
+
+
+# ------------------------------------------------------------------------------------------------- without a GPU
+def run(*command, **environment):
+    done = subprocess.run(
+        [sys.executable, *command], env=os.environ | environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@kernels
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_in_the_interpreter():
+    report = run("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, TRITON_INTERPRET="1")
+    assert "passed" in report
+    assert "failed" not in report
+
+
+COMPILE = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+class Device:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+run, compiled = jit.JITFunction.run, set()
+
+def compile_only(kernel, *args, warmup, **options):
+    assert "cubin" in run(kernel, *args, warmup=True, **options).asm
+    compiled.add(kernel.fn.__qualname__ + " of " + kernel.fn.__module__.rsplit(".", 1)[-1])
+
+driver.set_active(Device())
+jit.JITFunction.run = compile_only
+
+from morphlightning.ops import gpu
+from morphlightning.ops.geometry import Dense, Window
+from morphlightning.ops.gpu import spline
+
+def every(x, w, geometry):
+    gpu.value(x, w, geometry)
+    for gap in (False, True):
+        y, arg, gaps = gpu.indices(x, w, geometry, gap)
+    gpu.scatter(y, arg, x.shape, w.shape, geometry)
+    if isinstance(geometry, Dense):
+        gpu.counts(x, w, arg.zero_(), gaps, geometry, 0.1)
+        gpu.spread(y, y, x, w, arg, gaps, geometry, 0.1)
+
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    every(torch.zeros(64, 160, dtype=dtype), torch.zeros(64, 80, dtype=dtype), Dense(2, True))
+    every(torch.zeros(1, 7, dtype=dtype), torch.zeros(1, 7, dtype=dtype), Dense())
+    for border in ("neutral", "constant", "reflect"):
+        geometry = Window((1, 2), (1, 1), (1, 1), (1, 1), 1, border)
+        every(torch.zeros(2, 9, 8, 8, dtype=dtype), torch.zeros(40, 9, 3, 3, dtype=dtype), geometry)
+    x, values = torch.zeros(4, 50, dtype=dtype), torch.zeros(2, 9)
+    spline.backward(spline.forward(x, values, -1.0, 0.25), x, values, -1.0, 0.25)
+    spline.backward_at(spline.forward_at(x, values, values[0]), x, values, values[0])
+print(len(compiled), sorted(compiled))
+"""
+
+
+@kernels
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+def test_every_kernel_compiles_for_hopper(tmp_path):
+    assert run("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)).startswith("10 ")
+
+
+def test_triton_is_imported_with_the_first_kernel():
+    code = "import sys, morphlightning.ops.gpu as gpu; gpu.unavailable(); sys.exit('triton' in sys.modules)"
+    run("-c", code)
+
+
+def test_reasons_why_it_is_unavailable(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: object())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "CUDA" in gpu.unavailable()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not gpu.unavailable()
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    assert "triton is not installed" in gpu.unavailable()
