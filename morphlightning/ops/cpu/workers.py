@@ -63,7 +63,7 @@ class Worker:
             values: Slots 2, 3, ...; a tensor stands for its address, a float for its bits. The caller keeps tensors
                 alive.
         """
-        call = self._call or self._compile()
+        call = self._call or self.compile()
         slots = np.zeros(SLOTS, np.int64)
         slots[1] = tasks
         for k, value in enumerate(values, 2):
@@ -77,7 +77,10 @@ class Worker:
         else:
             _pool.run(self._address, call, slots.ctypes.data, threads)
 
-    def _compile(self) -> Callable[[int], None]:
+    def compile(self) -> Callable[[int], None]:
+        """The machine code, made or loaded once; raises KernelError where that cannot be done."""
+        if self._call is not None:
+            return self._call
         with _compiling:
             if self._call is None:
                 try:

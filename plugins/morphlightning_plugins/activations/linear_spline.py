@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from morphlightning.functional import linear_spline
 from morphlightning.interfaces import API_VERSION
 
 Start = Literal["identity", "relu", "leaky_relu", "absolute", "soft_threshold", "zero"]
@@ -57,22 +58,7 @@ class LinearSpline(nn.Module):
         values = STARTS[init](torch.linspace(-limit, limit, knots))
         self.values = nn.Parameter(values.repeat(channels or 1, 1))
 
-    @property
-    def spacing(self) -> float:
-        """Distance between knots."""
-        return 2 * self.limit / (self.values.shape[1] - 1)
-
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype of x; computed at least in float32."""
-        dtype = torch.promote_types(x.dtype, self.values.dtype)
-        position = (x.to(dtype) + self.limit) / self.spacing
-        last_piece = self.values.shape[1] - 2
-        # NaN is sent to piece 0 for the look-up and comes back through the fraction
-        piece = position.detach().nan_to_num(0.0).clamp(0, last_piece).floor()
-        index = piece.long()
-        if self.channels is not None:
-            channel = torch.arange(self.channels, device=x.device) * self.values.shape[1]
-            index = index + channel.view(-1, *(1,) * (x.ndim - 1 - self.channel_dim % x.ndim))
-        values = self.values.to(dtype).flatten()
-        left, right = values[index], values[index + 1]
-        return torch.lerp(left, right, position - piece).to(x.dtype)
+        values = self.values[0] if self.channels is None else self.values
+        return linear_spline(x, values, (-self.limit, self.limit), channel_dim=self.channel_dim)
