@@ -78,7 +78,9 @@ def current(device: str | torch.device = "cpu") -> str:
     """The backend that computes on ``device``: the chosen one where it is made for it, else the fastest that works."""
     kind = torch.device(device).type
     chosen = _chosen.get() or _from_environment()
-    return chosen if chosen == "eager" or _works_on(chosen, kind) else _fastest(kind)
+    if chosen is not None and (chosen == "eager" or _works_on(chosen, kind)):
+        return chosen
+    return _fastest(kind)
 
 
 @contextmanager
@@ -127,8 +129,8 @@ def _fastest(kind: str) -> str:
     return next((name for name in _ACCELERATED if _works_on(name, kind)), "eager")
 
 
-def _works_on(name: str | None, kind: str) -> bool:
-    return name is not None and _ACCELERATED[name][0] == kind and _load(name)[0] is not None
+def _works_on(name: str, kind: str) -> bool:
+    return _ACCELERATED[name][0] == kind and _load(name)[0] is not None
 
 
 @cache

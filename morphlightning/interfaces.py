@@ -59,10 +59,18 @@ class ActiveChunk(NamedTuple):
 class SiteView(Protocol):
     """One call of one max-plus operator, as its backward sees it (erosions reach it through duality)."""
 
-    x: Tensor
-    w: Tensor
-    arg: Tensor
-    gap: Tensor
+    w: Tensor  # (taps,)
+    gap: Tensor  # (samples, units): distance to the runner-up, inf where no candidate is finite
+
+    @property
+    def x(self) -> Tensor:
+        """Input (samples, cells), +inf replaced by the largest number; -x in a dual operator."""
+        ...
+
+    @property
+    def arg(self) -> Tensor:
+        """Winning tap of each row inside the row's candidates (samples, units), int64; -1 where there is none."""
+        ...
 
     @property
     def samples(self) -> int:

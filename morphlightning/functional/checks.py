@@ -27,9 +27,9 @@ def check_dense(where: str, x: Tensor, w: Tensor, axis: int, *, batched: bool = 
         kinds = "a matrix (out, in)" + (" or a batch of them (batch, out, in)" if batched else "")
         raise ShapeError(f"{where}: w has shape {tuple(w.shape)}, expected {kinds} with entries")
     if x.ndim == 0 or x.shape[-1] != w.shape[axis - 2]:
-        side = ("out", "in")[axis]
+        side = f"axis {axis + w.ndim - 2} ({('out', 'in')[axis]} = {w.shape[axis - 2]})"
         raise ShapeError(
-            f"{where}: the last axis of x must have the size of w's axis {axis + w.ndim - 2} ({side} = {w.shape[axis - 2]}), "
+            f"{where}: the last axis of x must have the size of w's {side}, "
             f"got x {tuple(x.shape)} and w {tuple(w.shape)}; flatten or transpose x"
         )
     if w.ndim == 3 and (x.ndim < 2 or x.shape[0] != w.shape[0]):

@@ -29,7 +29,7 @@ def linear_spline(x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int =
         channel_dim: The axis of the channels.
 
     Returns:
-        Shape and dtype of x; computed at least in float32. Gradients flow to x, values and, where it is a tensor, knots.
+        Shape and dtype of x; computed at least in float32. Gradients flow to x, values and a tensor of knots.
 
     Raises:
         ShapeError: values or knots have other shapes.

@@ -253,7 +253,8 @@ class _MaxPlus(torch.autograd.Function):
         want_x, want_w, *_ = ctx.needs_input_grad
         gy, touched = gy.to(dtype), None
         if ctx.winner_only:
-            gx, gw = _to_winners(gy, arg, *ctx.shapes, ctx.key, want_x, want_w)
+            x_shape, w_shape = ctx.shapes
+            gx, gw = _to_winners(gy, arg, x_shape, w_shape, ctx.key, want_x, want_w)
             if ctx.count:
                 touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key)
         else:

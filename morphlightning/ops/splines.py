@@ -101,7 +101,12 @@ def _pull(gy: Tensor, x: Tensor, values: Tensor, knots: Uniform | Tensor) -> tup
     _, _, fraction = pieces(x, values, knots)
     at = (index + torch.arange(len(values), device=x.device).view(-1, 1) * values.shape[1]).flatten()
     right = gy * fraction
-    gv = torch.zeros_like(values).flatten().index_add(0, at, (gy - right).flatten()).index_add(0, at + 1, right.flatten())
+    gv = (
+        torch.zeros_like(values)
+        .flatten()
+        .index_add(0, at, (gy - right).flatten())
+        .index_add(0, at + 1, right.flatten())
+    )
     return gy * slope(x, values, knots), gv.view_as(values)
 
 
@@ -149,5 +154,3 @@ class _OnDevice:
         else:
             gx, gv = kernels.backward(rows, planes, values, *knots)
         return gx.view_as(x), gv
-
-

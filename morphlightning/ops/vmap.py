@@ -53,14 +53,16 @@ def from_groups(tensor: Tensor, size: int) -> Tensor:
     """(samples, size * channels, ...) with the mapped axis in front; what is empty stays so."""
     if tensor.numel() == 0 and tensor.ndim == 1:
         return tensor.expand(size, 0)
-    return tensor.unflatten(1, (size, -1)).movedim(1, 0)
+    split: Tensor = tensor.unflatten(1, (size, -1))
+    return split.movedim(1, 0)
 
 
 def from_rows(tensor: Tensor, size: int) -> Tensor:
     """(size * out, ...) with the mapped axis in front; what is empty stays so."""
     if tensor.numel() == 0 and tensor.ndim == 1:
         return tensor.expand(size, 0)
-    return tensor.unflatten(0, (size, -1))
+    split: Tensor = tensor.unflatten(0, (size, -1))
+    return split
 
 
 def grown(shape: list[int], axis: int, times: int) -> list[int]:

@@ -51,7 +51,9 @@ def check(x: Tensor, w: Tensor, where: Geometry) -> None:
     assert torch.equal(cpu.touches(gy, arg, w.shape, where), eager.touches(gy, arg, w.shape, where))
     for eps in (0.0, 1.0, math.inf):
         assert torch.equal(cpu.counts(x, w, arg, gaps, where, eps), eager.counts(x, w, arg, gaps, where, eps))
-        close(cpu.spread(gy, 2 * gy, x, w, arg, gaps, where, eps), eager.spread(gy, 2 * gy, x, w, arg, gaps, where, eps))
+        close(
+            cpu.spread(gy, 2 * gy, x, w, arg, gaps, where, eps), eager.spread(gy, 2 * gy, x, w, arg, gaps, where, eps)
+        )
 
 
 def close(seen: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

@@ -39,7 +39,9 @@ def test_values_and_gradients(backend: str, knots, shape: tuple[int, ...], dim: 
         y = mf.linear_spline(x, values, knots, channel_dim=dim)
         gx, gv = torch.autograd.grad(y, (x, values), gy)
         shared = mf.linear_spline(x, values[0], knots)
-    expected = torch.stack([by_hand(a, c, places) for a, c in zip(x.detach().movedim(dim, 0), values.detach(), strict=True)])
+    expected = torch.stack(
+        [by_hand(a, c, places) for a, c in zip(x.detach().movedim(dim, 0), values.detach(), strict=True)]
+    )
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(y.detach().double(), expected.movedim(0, dim), **tolerance)
     torch.testing.assert_close(shared.detach().double(), by_hand(x.detach(), values[0].detach(), places), **tolerance)

@@ -19,7 +19,8 @@ from morphlightning.ops.cpu import dense, dense_backward, flat, window, window_b
 from morphlightning.ops.cpu.workers import KernelError
 from morphlightning.ops.geometry import Dense, Geometry
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def unavailable() -> str:

@@ -26,18 +26,15 @@ from morphlightning.ops.cpu.simd import (
     MASK,
     REGISTERS,
     VECTOR_BYTES,
-    any_above,
     equal_lanes,
     largest_but,
     lowest_bit,
     make_dot,
     make_tile,
     transpose,
-    write_gaps,
-    write_maxima,
-    write_winners,
 )
-from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of, workspace
+from morphlightning.ops.cpu.sweeps import any_above, write_gaps, write_maxima, write_winners
+from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of, workspace
 
 # rows x vectors of accumulators, as many as the registers hold beside their operands; the narrow one wastes less where
 # there are few outputs
@@ -342,7 +339,7 @@ _WORKERS = {
 
 # -------------------------------------------------------------------------------------------------- from outside
 def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """sign * max_k sign * x + w, for contiguous x (samples, groups * taps) and w (groups * out, taps) of one dtype.
+    """Maxima of sign * x + w, times sign; x (samples, groups * taps), w (groups * out, taps): contiguous, of one dtype.
 
     Mode 0 gives maxima, 1 winners (int32, -1 where lost) as well, 2 gaps to the runner-up as well.
     """

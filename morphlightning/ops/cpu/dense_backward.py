@@ -8,12 +8,11 @@ to all candidates within eps of a maximum, rows without a near tie cost the same
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from morphlightning.ops.cpu.simd import count_active, send_to_active
+from morphlightning.ops.cpu.sweeps import count_active, send_to_active
 from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of, unsigned
 
 ROWS = 8

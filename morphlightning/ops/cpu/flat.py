@@ -17,9 +17,30 @@ from torch import Tensor
 
 from morphlightning.ops.cpu import window
 from morphlightning.ops.cpu.layout import (
-    BEFORE_Z, COUNT, DEPTH, HEIGHT, OUT_X, OUT_Y, OUT_Z, REACH_Z, SIZE_Z, SPACING_Z, STRIDE_Z, WIDTH, layout_of,
+    BEFORE_Z,
+    COUNT,
+    DEPTH,
+    HEIGHT,
+    OUT_X,
+    OUT_Y,
+    OUT_Z,
+    REACH_Z,
+    SIZE_Z,
+    SPACING_Z,
+    STRIDE_Z,
+    WIDTH,
+    layout_of,
 )  # fmt: skip
-from morphlightning.ops.cpu.simd import VECTOR_BYTES, any_above, contend, copy_places, copy_signed, larger, write_maxima, write_winners
+from morphlightning.ops.cpu.simd import VECTOR_BYTES
+from morphlightning.ops.cpu.sweeps import (
+    any_above,
+    contend,
+    copy_places,
+    copy_signed,
+    larger,
+    write_maxima,
+    write_winners,
+)
 from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of
 from morphlightning.ops.geometry import Window
 
@@ -83,7 +104,7 @@ def _forward(args, dtype, whole):
     image, plane = p[DEPTH] * p[HEIGHT] * p[WIDTH], p[OUT_Z] * p[OUT_Y] * p[OUT_X]
     x, y = numbers(s[5], images * image, dtype), numbers(s[6], images * plane, dtype)
     arg, odd = numbers(s[7], images * plane, np.int32), numbers(s[8], images, np.uint8)
-    winners, size, one, none = s[9], s[10], dtype(1), dtype(-math.inf)
+    winners, size, one = s[9], s[10], dtype(1)
     t, other = np.empty(size, dtype), np.empty(size, dtype)
     i, index = np.zeros(size if winners else 1, whole), np.zeros(size if winners else 1, whole)
     task = next_task(s)
@@ -154,4 +175,4 @@ def _buffer(p: list[int]) -> int:
         padded[0] * p[OUT_Y] * p[OUT_X],
         p[DEPTH] * p[HEIGHT] * p[WIDTH],
     )
-    return max(stages) + VECTOR_BYTES
+    return int(max(stages)) + VECTOR_BYTES

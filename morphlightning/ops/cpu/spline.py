@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from morphlightning import backends
-from morphlightning.ops.cpu.simd import any_above
-from morphlightning.ops.cpu.workers import KernelError, Worker, floats_of, kernel, next_task, numbers, slots_of, unsigned
+from morphlightning.ops.cpu.sweeps import any_above
+from morphlightning.ops.cpu.workers import (
+    KernelError,
+    Worker,
+    floats_of,
+    kernel,
+    next_task,
+    numbers,
+    slots_of,
+    unsigned,
+)
 
 CHUNKS = 8
 """Chunks of samples whose sums are kept apart."""
@@ -123,7 +132,7 @@ def _backward(args, dtype):
                     if _infinite(x, start, many, large):
                         _level_ends(part, row, table, piece, fraction)
                     for j in range(many):
-                        k, g = np.int64(piece[j]), gy[unsigned(start + j)]
+                        k, g = int(piece[j]), gy[unsigned(start + j)]
                         gx[unsigned(start + j)] = g * table[unsigned(row + 2 * k + 1)]
                         at = unsigned(base + (((j + n) & (REPLICAS - 1)) * count + k) * 2)
                         sums[at] += g

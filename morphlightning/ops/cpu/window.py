@@ -19,20 +19,44 @@ from torch import Tensor
 
 from morphlightning.ops.cpu.dense import fused
 from morphlightning.ops.cpu.layout import (
-    BEFORE_X, BEFORE_Y, BEFORE_Z, CHANNELS, COUNT, CROSSES, DEPTH, END_X, END_Y, END_Z, GROUPS, HEIGHT, OUT_X, OUT_Y,
-    OUT_Z, OUTS, PHASES, PITCH, REACH_X, REACH_Y, REACH_Z, ROWS, SCRATCH, SHIFT, SIZE_Z, SPACING_Z, STRIDE_X, STRIDE_Y,
-    STRIDE_Z, TAPS, TILE, WIDTH, fill_of, layout_of, outside,
+    BEFORE_X,
+    BEFORE_Y,
+    BEFORE_Z,
+    CHANNELS,
+    COUNT,
+    CROSSES,
+    DEPTH,
+    END_X,
+    END_Y,
+    END_Z,
+    GROUPS,
+    HEIGHT,
+    OUT_X,
+    OUT_Y,
+    OUT_Z,
+    OUTS,
+    PHASES,
+    PITCH,
+    REACH_X,
+    REACH_Y,
+    REACH_Z,
+    ROWS,
+    SCRATCH,
+    SHIFT,
+    SIZE_Z,
+    SPACING_Z,
+    STRIDE_X,
+    STRIDE_Y,
+    STRIDE_Z,
+    TAPS,
+    TILE,
+    WIDTH,
+    fill_of,
+    layout_of,
+    outside,
 )  # fmt: skip
-from morphlightning.ops.cpu.simd import (
-    REGISTERS,
-    VECTOR_BYTES,
-    any_above,
-    copy_signed,
-    make_tile,
-    write_gaps,
-    write_maxima,
-    write_winners,
-)
+from morphlightning.ops.cpu.simd import REGISTERS, VECTOR_BYTES, make_tile
+from morphlightning.ops.cpu.sweeps import any_above, copy_signed, write_gaps, write_maxima, write_winners
 from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of
 from morphlightning.ops.geometry import Window
 

@@ -12,8 +12,31 @@ import torch
 from torch import Tensor
 
 from morphlightning.ops.cpu.layout import (
-    BEFORE_X, BEFORE_Y, BEFORE_Z, CHANNELS, COUNT, DEPTH, END_X, END_Y, END_Z, GROUPS, HEIGHT, OUT_X, OUT_Y, OUT_Z,
-    OUTS, REACH_X, REACH_Y, REACH_Z, STRIDE_X, STRIDE_Y, STRIDE_Z, TAPS, WIDTH, layout_of, outside,
+    BEFORE_X,
+    BEFORE_Y,
+    BEFORE_Z,
+    CHANNELS,
+    COUNT,
+    DEPTH,
+    END_X,
+    END_Y,
+    END_Z,
+    GROUPS,
+    HEIGHT,
+    OUT_X,
+    OUT_Y,
+    OUT_Z,
+    OUTS,
+    REACH_X,
+    REACH_Y,
+    REACH_Z,
+    STRIDE_X,
+    STRIDE_Y,
+    STRIDE_Z,
+    TAPS,
+    WIDTH,
+    layout_of,
+    outside,
 )  # fmt: skip
 from morphlightning.ops.cpu.workers import Worker, kernel, next_task, numbers, slots_of, unsigned
 from morphlightning.ops.geometry import Window

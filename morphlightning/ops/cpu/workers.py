@@ -24,18 +24,18 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
-from morphlightning.ops.cpu.simd import draw
+from morphlightning.ops.cpu.simd import draw, intrinsic
 
 SLOTS = 64
 CACHE = "MORPHLIGHTNING_CACHE_DIR"
 SMALL = 1 << 18
 """Scores below which a call stays on one thread: 10 microseconds of work, ten times what waking threads costs."""
-kernel = njit(nogil=True, boundscheck=False, error_model="numpy")
+carray: Any = numba.carray  # type: ignore[attr-defined]
+kernel: Any = njit(nogil=True, boundscheck=False, error_model="numpy")
 """Compiles functions that workers call."""
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -98,10 +98,10 @@ def _compiled(body: Callable[[Any], None]) -> Any:
     if folder is not None:
         try:
             with _cached_in(folder):
-                return cfunc(signature, nopython=True, cache=True)(body)
+                return numba.cfunc(signature, cache=True)(body)
         except Exception:  # noqa: S110 - an unwritable, full or damaged cache costs time, nothing else
             pass
-    return cfunc(signature, nopython=True)(body)
+    return numba.cfunc(signature)(body)
 
 
 def cache_folder() -> Path | None:
@@ -125,12 +125,12 @@ def _fingerprint() -> str:
 
 @contextmanager
 def _cached_in(folder: Path) -> Iterator[None]:
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 # ------------------------------------------------------------------------------------------------------ threads
@@ -181,9 +181,9 @@ _local = threading.local()
 
 
 def workspace(count: int, dtype: torch.dtype) -> Tensor:
-    """At least ``count`` numbers that this thread may scribble on until it asks again: fresh pages cost more than copies.
+    """At least ``count`` numbers that this thread may scribble on until it asks again.
 
-    Kept up to 32 MiB; a larger one is given back after use.
+    Fresh pages cost more than copies. Kept up to 32 MiB; a larger one is given back after use.
     """
     held: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("held", {})
     kept = held.get(dtype)
@@ -228,5 +228,5 @@ def next_task(slots):
     return task if task < slots[1] else -1
 
 
-unsigned = np.uint64
+unsigned: Any = np.uint64
 """Marks an index that is not negative: numba wraps signed ones, which costs more than the access itself."""
