@@ -17,7 +17,9 @@ from packaging.version import Version
 
 Status = Literal["ok", "note", "problem"]
 
-OPTIONAL = ("torchvision", "onnx", "onnxruntime", "safetensors")
+ACCELERATORS = ("numba",)
+"""Requirements without which everything works, only slower: their backends report them."""
+OPTIONAL = ("triton", "torchvision", "onnx", "onnxruntime", "safetensors")
 MALICIOUS_LIGHTNING = ("2.6.2", "2.6.3")  # GHSA-w37p-236h-pfx3
 FACTORIES = ("lightning.pytorch.callbacks_factory", "lightning.fabric.callbacks_factory")
 
@@ -78,7 +80,7 @@ def _requirements() -> Iterator[Check]:
     """Installed versions against what our own metadata asks for."""
     for line in metadata.requires("morphlightning") or []:
         requirement = Requirement(line)
-        if requirement.marker is None:
+        if requirement.marker is None and requirement.name not in ACCELERATORS:
             yield _requirement(requirement)
     for name in OPTIONAL:
         if version := _version(name):
@@ -140,7 +142,10 @@ def _backends() -> Iterator[Check]:
     from morphlightning.backends import available
 
     for name, reason in available().items():
-        yield Check(f"backend {name}", "ok" if reason == "available" else "note", reason)
+        works = reason == "available"
+        version = f" ({name} {_version(name)})" if works and _version(name) else ""
+        remedy = f"pip install {name}" if not works and name in ACCELERATORS else ""
+        yield Check(f"backend {name}", "ok" if works else "note", reason + version, remedy)
 
 
 def _plugins() -> Iterator[Check]:

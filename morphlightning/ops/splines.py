@@ -56,7 +56,7 @@ def _locate(x: Tensor, knots: Uniform | Tensor, count: int) -> tuple[Tensor, Ten
         index = (torch.searchsorted(knots.detach(), x.detach().contiguous(), right=True) - 1).clamp(0, count - 2)
         index = torch.where(x.isnan(), torch.zeros_like(index), index)
         return index, (x - knots[index]) / (knots[index + 1] - knots[index])
-    position = (x - knots[0]) / knots[1]
+    position = (x - knots[0]) * (1.0 / knots[1])  # as the kernels do, so that all take the same piece at a knot
     piece = position.detach().nan_to_num(0.0).clamp(0, count - 2).floor()
     return piece.long(), position - piece
 

@@ -81,3 +81,9 @@ def test_wrong_inputs() -> None:
         unpool(y, provenance[:, :1], (4, 4))
     with pytest.raises(ConfigError, match="output_size needs 2 axes"):
         unpool(y, provenance, (4,))
+
+
+def test_a_constant_border_holds_the_value_that_is_given() -> None:
+    pool = layers.MorphPool2d(1, 2, stride=2, padding=1, border="constant", value=5.0, initializer="zeros")
+    x = torch.randn(1, 1, 4, 4)
+    assert torch.equal(pool(x), F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=5.0), 2))

@@ -357,3 +357,19 @@ def test_reasons_why_it_is_unavailable(monkeypatch):
     assert not gpu.unavailable()
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     assert "triton is not installed" in gpu.unavailable()
+
+
+@kernels
+@on_device
+@about_infinities
+def test_spline_of_infinity_on_a_level_end():
+    from morphlightning.ops.gpu import spline
+
+    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 0.5]], device=DEVICE)
+    values = torch.tensor([[2.0, 2.0, 3.0, 3.0]], device=DEVICE)
+    y = spline.forward(x, values, -1.0, 2 / 3)
+    gx, gv = spline.backward(torch.ones_like(x[:, :2]), x[:, :2], values, -1.0, 2 / 3)
+    assert y[0, :2].tolist() == [3.0, 2.0]
+    assert y[0, 2].isnan()
+    assert gx.tolist() == [[0.0, 0.0]]
+    assert gv.isfinite().all()

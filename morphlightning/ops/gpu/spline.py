@@ -49,6 +49,13 @@ def _piece(x, knots, low: tl.float64, spacing: tl.float64, last,
 
 
 @triton.jit
+def _finite_where_level(t, left, right):
+    """An infinite x on a level end piece has that end's value: 0 * inf would be NaN."""
+    infinite = (t == t) & (t - t != 0.0)
+    return tl.where(infinite & (left == right), 0.0, t)
+
+
+@triton.jit
 def _forward(x, values, knots, y, elements, channels, count, low: tl.float64, spacing: tl.float64,
              STEPS: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     tiles = tl.cdiv(elements, BLOCK)
@@ -59,7 +66,7 @@ def _forward(x, values, knots, y, elements, channels, count, low: tl.float64, sp
     piece, t, _ = _piece(a, knots, low, spacing, count - 2, STEPS, DTYPE)
     table = values + plane % channels * count + piece
     left, right = tl.load(table).to(DTYPE), tl.load(table + 1).to(DTYPE)
-    tl.store(y + at, left + (right - left) * t, mask=element < elements)
+    tl.store(y + at, left + (right - left) * _finite_where_level(t, left, right), mask=element < elements)
 
 
 @triton.jit
@@ -80,10 +87,10 @@ def _backward(gy, x, values, knots, gx, partial, elements, channels, count, chun
         a = tl.load(x + at, mask=live, other=0.0).to(DTYPE)
         g = tl.load(gy + at, mask=live, other=0.0).to(DTYPE)
         piece, t, length = _piece(a, knots, low, spacing, count - 2, STEPS, DTYPE)
+        left, right = tl.load(table + piece).to(DTYPE), tl.load(table + piece + 1).to(DTYPE)
         if first_knot == 0:
-            left, right = tl.load(table + piece).to(DTYPE), tl.load(table + piece + 1).to(DTYPE)
-            tl.store(gx + at, g * ((right - left) / length), mask=live)
-        to_right = g * t
+            tl.store(gx + at, tl.where(a == a, g * ((right - left) / length), a), mask=live)
+        to_right = g * _finite_where_level(t, left, right)
         sums += tl.where(knot[None, :] == piece[:, None], (g - to_right)[:, None], 0.0)
         sums += tl.where(knot[None, :] == piece[:, None] + 1, to_right[:, None], 0.0)
     tl.store(partial + program.to(tl.int64) * count + knot, tl.sum(sums, axis=0), mask=knot < count)
