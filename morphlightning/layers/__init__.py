@@ -43,7 +43,13 @@ from morphlightning.layers.site import (
 )
 from morphlightning.layers.soft import (
     SoftDilation,
+    SoftDilation1d,
+    SoftDilation2d,
+    SoftDilation3d,
     SoftErosion,
+    SoftErosion1d,
+    SoftErosion2d,
+    SoftErosion3d,
 )
 from morphlightning.layers.windows import (
     Closing1d,
@@ -113,7 +119,13 @@ __all__ = [
     "Reconstruction3d",
     "Site",
     "SoftDilation",
+    "SoftDilation1d",
+    "SoftDilation2d",
+    "SoftDilation3d",
     "SoftErosion",
+    "SoftErosion1d",
+    "SoftErosion2d",
+    "SoftErosion3d",
     "SupOfErosions",
     "SupOfErosions1d",
     "SupOfErosions2d",

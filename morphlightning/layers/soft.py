@@ -1,4 +1,4 @@
-"""Dense layers with log-sum-exp in place of the maximum; their hard kin are the limit of large beta."""
+"""Layers with log-sum-exp in place of the maximum; their hard kin are the limit of large beta."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import torch
 from torch import Tensor
 
 from morphlightning.errors import ConfigError
-from morphlightning.functional.soft import soft_dilation, soft_erosion
+from morphlightning.functional.soft import check_merge, check_precision, soft_dilation, soft_erosion, soft_window
+from morphlightning.functional.windowing import Size
 from morphlightning.layers.base import MorphLayer
+from morphlightning.layers.windows import WindowLayer
 
 
-class _SoftLayer(MorphLayer):
-    """Weights (out_features, in_features) and an inverse temperature, a buffer that is saved with the weights."""
+class _Soft(MorphLayer):
+    """An inverse temperature, a buffer that is saved with the weights, over a layer's weight."""
 
     beta: Tensor
 
-    def __init__(self, in_features: int, out_features: int, *, beta: float = 1.0, **options: Any) -> None:
+    def __init__(self, *shape: Any, beta: float = 1.0, precision: str = "full", **options: Any) -> None:
         refused = [name for name in ("derivative", "heuristic") if name in options]
         if refused:
             raise ConfigError(
                 f"{type(self).__name__} does not take {' or '.join(refused)}: log-sum-exp is smooth, its gradient is "
                 "its derivative; use Dilation or Erosion for rules at ties"
             )
-        super().__init__((out_features, in_features), **options)
+        super().__init__(*shape, **options)
+        self.precision = check_precision(type(self).__name__, precision)
         self.register_buffer("beta", torch.tensor(beta))
         self.set_beta(beta)
 
@@ -35,7 +38,7 @@ class _SoftLayer(MorphLayer):
         self.beta.fill_(beta)
 
 
-class SoftDilation(_SoftLayer):
+class SoftDilation(_Soft):
     r"""Soft dilation :math:`\frac1\beta \log \sum_j e^{\beta (x_j + w_{ij})}`.
 
     (..., in_features) to (..., out_features).
@@ -44,21 +47,105 @@ class SoftDilation(_SoftLayer):
         in_features: Size of the last axis of x.
         out_features: Number of units.
         beta: Inverse temperature, > 0.
+        precision: ``"full"`` or ``"bfloat16"``, as for :func:`morphlightning.functional.soft_dilation`.
         **options: initializer, mask, generator; see :class:`MorphLayer`.
     """
 
     op: ClassVar[str] = "dilation"
 
+    def __init__(
+        self, in_features: int, out_features: int, *, beta: float = 1.0, precision: str = "full", **options: Any
+    ) -> None:
+        super().__init__((out_features, in_features), beta=beta, precision=precision, **options)
+
     def forward(self, x: Tensor) -> Tensor:
         """Dilate the last axis, softly."""
-        return soft_dilation(x, self.effective_weight, self.beta)
+        return soft_dilation(x, self.effective_weight, self.beta, precision=self.precision)
 
 
-class SoftErosion(_SoftLayer):
+class SoftErosion(SoftDilation):
     """Soft erosion, the dual of :class:`SoftDilation`."""
 
     op: ClassVar[str] = "erosion"
 
     def forward(self, x: Tensor) -> Tensor:
         """Erode the last axis, softly."""
-        return soft_erosion(x, self.effective_weight, self.beta)
+        return soft_erosion(x, self.effective_weight, self.beta, precision=self.precision)
+
+
+class _SoftDilation(_Soft, WindowLayer):
+    r"""Soft dilation :math:`\frac1\beta \log \sum_{c,z} e^{\beta (f_c(p - z) + b_{oc}(z))}` with learnable b.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; None (default) for depthwise.
+        kernel_size: Extent of the window.
+        beta: Inverse temperature, > 0.
+        precision: ``"full"`` or ``"bfloat16"``, as for :func:`morphlightning.functional.soft_dilation`.
+        **options: Options of the window, but ``merge="sum"``, and initializer, mask, generator; see
+            :class:`MorphLayer`.
+    """
+
+    op: ClassVar[str] = "dilation"
+    sign: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: Size = 3,
+        *,
+        beta: float = 1.0,
+        precision: str = "full",
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, beta=beta, precision=precision, **options)
+        check_merge(type(self).__name__, self.windowing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, *space) to (batch, out_channels, *space / stride)."""
+        where, how = type(self).__name__, self.windowing
+        return soft_window(where, x, self.effective_weight, self.rank, self.sign, self.beta, how, self.precision)
+
+
+class _SoftErosion(_SoftDilation):
+    r"""Soft erosion :math:`-\frac1\beta \log \sum_{c,z} e^{-\beta (f_c(p + z) - b_{oc}(z))}`; as the dilation."""
+
+    op: ClassVar[str] = "erosion"
+    sign: ClassVar[int] = -1
+
+
+class SoftDilation1d(_SoftDilation):
+    """Soft dilation of signals."""
+
+    rank: ClassVar[int] = 1
+
+
+class SoftDilation2d(_SoftDilation):
+    """Soft dilation of images."""
+
+    rank: ClassVar[int] = 2
+
+
+class SoftDilation3d(_SoftDilation):
+    """Soft dilation of volumes."""
+
+    rank: ClassVar[int] = 3
+
+
+class SoftErosion1d(_SoftErosion):
+    """Soft erosion of signals."""
+
+    rank: ClassVar[int] = 1
+
+
+class SoftErosion2d(_SoftErosion):
+    """Soft erosion of images."""
+
+    rank: ClassVar[int] = 2
+
+
+class SoftErosion3d(_SoftErosion):
+    """Soft erosion of volumes."""
+
+    rank: ClassVar[int] = 3

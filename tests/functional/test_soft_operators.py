@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import morphlightning.functional as mf
-from morphlightning.errors import ConfigError, DtypeError, ShapeError
+from morphlightning.errors import ConfigError, DtypeError, NotSupportedError, ShapeError
+from morphlightning.ops.geometry import DENSE
+from morphlightning.ops.soft import ladder
 
 PAIRS = [
     (mf.soft_dilation, mf.dilation, 1),
@@ -100,7 +102,136 @@ def test_half_precision() -> None:
         assert torch.equal(y, mf.soft_dilation(x.to(dtype).float(), w.to(dtype).float(), 2.0).to(dtype))
 
 
+def log_sum_exp(x: torch.Tensor, w: torch.Tensor, beta: float) -> torch.Tensor:
+    return torch.logsumexp(beta * (x.double()[:, None] + w.double()), -1) / beta
+
+
+BETAS = (0.01, 0.1, 1.0, 1 / 0.3, 10.0, 20.0, 30.0, 100.0, 300.0, 1e3, 1e4)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("fan_in", [5, 784])
+def test_errors_at_any_temperature(fan_in: int, beta: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(16, fan_in, generator=generator), torch.randn(32, fan_in, generator=generator) / 2
+    for scale in (1.0, 50.0):
+        right = log_sum_exp(scale * x, scale * w, beta)
+        error = (mf.soft_dilation(scale * x, scale * w, beta) - right).abs()
+        assert (error / right.abs().clamp_min(max(1.0, 1 / beta))).max() < 2e-6
+        if scale == 1.0 and beta >= 1:
+            assert error.max() < 2e-6
+
+
+def test_shifts_that_cancel() -> None:
+    """Products whose S is large enough, but y far below the shifts: rounding is that of the shifts."""
+    draw = torch.rand(200, 2), torch.rand(20, 2)
+    x, w = (t + torch.tensor(v) for t, v in zip(draw, ([90.0, 0.0], [-90.0, 0.0]), strict=True))
+    right = log_sum_exp(x, w, 0.5)
+    assert (mf.soft_dilation(x, w, 0.5) - right).abs().max() < 1e-6 * right.abs().max()
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_gradients_at_any_temperature(beta: float) -> None:
+    x, w, gy = torch.randn(7, 9, requires_grad=True), torch.randn(5, 9, requires_grad=True), torch.randn(7, 5)
+    seen = torch.autograd.grad(mf.soft_dilation(x, w, beta), (x, w), gy)
+    right = torch.autograd.grad(log_sum_exp(x, w, beta), (x, w), gy.double())
+    for a, b in zip(seen, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * max(1.0, beta))
+
+
+def test_each_sample_is_computed_where_it_can_be() -> None:
+    """By a float32 product, by a float64 one, from scores: one sample of each kind, and one with a NaN."""
+    x = torch.tensor([[0.0, 1.0, 0.5], [0.0, 30.0, 0.0], [0.0, 3000.0, 0.0], [0.0, math.nan, 0.0]])
+    w = torch.tensor([[0.0, -40.0, -5.0], [0.0, -4000.0, 0.0], [-math.inf, -math.inf, 0.0]])
+    beta = torch.tensor(10.0)
+    *_, rung = ladder.value(x, w, beta, DENSE, "full")
+    assert rung.tolist() == [ladder.FIRST, ladder.DOUBLE, ladder.DIRECT, ladder.DIRECT]
+    x, w = x.requires_grad_(), w.requires_grad_()
+    y = mf.soft_dilation(x, w, beta)
+    assert y[3].isnan().all()
+    torch.testing.assert_close(y[:3], log_sum_exp(x[:3], w, 10.0).float(), rtol=1e-6, atol=2e-6)
+    seen = torch.autograd.grad(mf.soft_dilation(x[:3], w, beta).sum(), (x, w))
+    right = torch.autograd.grad(log_sum_exp(x[:3], w, 10.0).sum(), (x, w))
+    torch.testing.assert_close(seen, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [2.5, 40.0, 1e3])
+def test_second_derivatives(beta: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.rand(n, 3, generator=generator, dtype=torch.float64) * 4 for n in (3, 2))
+    if beta == 1e3:  # candidates that tie, of a product that is lost
+        x, w = torch.tensor([[0.0, 1.0, 1.0005]]).double(), torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, -1e4]]).double()
+    x, w = x.requires_grad_(), w.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda a, b: mf.soft_dilation(a, b, beta), (x, w), eps=1e-7, atol=1e-2)
+    gx, gw = torch.autograd.grad(mf.soft_dilation(x, w, beta).square().sum(), (x, w), create_graph=True)
+    rx, rw = torch.autograd.grad(log_sum_exp(x, w, beta).square().sum(), (x, w), create_graph=True)
+    seen = torch.autograd.grad(gx.square().sum() + gw.square().sum(), (x, w))
+    right = torch.autograd.grad(rx.square().sum() + rw.square().sum(), (x, w))
+    torch.testing.assert_close(seen, right, rtol=1e-6, atol=1e-6)
+
+
+def test_second_derivatives_of_samples_in_all_ways() -> None:
+    x, w = torch.tensor([[0.0, 1.0, 0.5], [0.0, 30.0, 29.9], [0.0, 3000.0, 0.0]]), torch.zeros(2, 3)
+    w[0, 1:], w[1, 1] = -30, -3000
+
+    def curvature(f, x, w):
+        x, w = x.requires_grad_(), w.requires_grad_()
+        gx, gw = torch.autograd.grad(f(x, w, 2.0).square().sum(), (x, w), create_graph=True)
+        return torch.autograd.grad((gx * gx.detach()).sum() + (gw * gw.detach()).sum(), (x, w))
+
+    seen, right = curvature(mf.soft_dilation, x.clone(), w.clone()), curvature(log_sum_exp, x.double(), w.double())
+    torch.testing.assert_close(seen, right, rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+@pytest.mark.parametrize("beta", [0.1, 3.0, 20.0, 1e3])
+def test_bfloat16_products_err_no_more_than_derived(beta: float) -> None:
+    x, w, gy = torch.randn(20, 300, requires_grad=True), torch.randn(30, 300, requires_grad=True), torch.randn(20, 30)
+    y, right = mf.soft_dilation(x, w, beta, precision="bfloat16"), log_sum_exp(x, w, beta)
+    error = (y - right).abs().max()
+    assert error <= 3 / (255 * beta) + 2e-6 * max(1.0, float(right.detach().abs().max()))
+    if beta < 10:
+        assert error > 1e-4 / beta  # bfloat16 it was
+    seen = torch.autograd.grad(y, (x, w), gy)
+    expected = torch.autograd.grad(right, (x, w), gy.double(), retain_graph=True)
+    most = torch.autograd.grad(right, (x, w), gy.double().abs())
+    for a, b, scale in zip(seen, expected, most, strict=True):
+        assert ((a - b).abs() <= 7 / 240 * scale + 1e-5 * max(1.0, beta)).all()
+
+
+def test_precision_is_not_touched_from_outside() -> None:
+    x, w = torch.randn(8, 64), torch.randn(8, 64)
+    right = mf.soft_dilation(x, w)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mf.soft_dilation(x, w), right)
+    found = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(mf.soft_dilation(x, w), right)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(found)
+
+
+def test_no_samples() -> None:
+    x, w = torch.empty(0, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    y = mf.soft_dilation(x, w)
+    assert y.shape == (0, 2)
+    gx, gw = torch.autograd.grad(y.sum(), (x, w))
+    assert gx.shape == (0, 3)
+    assert not gw.any()
+
+
+def test_a_third_derivative_is_refused() -> None:
+    x, w = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
+    (g,) = torch.autograd.grad(mf.soft_dilation(x, w).sum(), x, create_graph=True)
+    (h,) = torch.autograd.grad(g.square().sum(), x, create_graph=True)
+    with pytest.raises(NotSupportedError, match="third derivative"):
+        h.sum().backward()
+
+
 def test_wrong_inputs() -> None:
+    with pytest.raises(ConfigError, match="soft_dilation: precision must be one of full, bfloat16, got 'half'"):
+        mf.soft_dilation(torch.ones(2), torch.ones(3, 2), precision="half")
     with pytest.raises(ConfigError, match="soft_dilation: beta must be one number"):
         mf.soft_dilation(torch.ones(2), torch.ones(3, 2), torch.ones(2))
     for beta in (0.0, -1.0, math.nan, math.inf):

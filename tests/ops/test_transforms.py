@@ -82,6 +82,39 @@ def test_vmap_of_reconstruction_and_soft_operators() -> None:
         torch.func.vmap(mf.reconstruction_by_dilation2d)(seeds, masks), mf.reconstruction_by_dilation2d(seeds, masks)
     )
     torch.testing.assert_close(torch.func.vmap(lambda x: mf.soft_dilation(x, w))(seeds), mf.soft_dilation(seeds, w))
+    torch.testing.assert_close(
+        torch.func.vmap(lambda f: mf.soft_erosion2d(f, 3, 2.0))(seeds), mf.soft_erosion2d(seeds, 3, 2.0)
+    )
+
+
+def test_gradients_of_single_samples_through_soft_operators() -> None:
+    def loss(w: Tensor, f: Tensor) -> Tensor:
+        return mf.soft_dilation2d(f, w, 2.0).square().sum()
+
+    images, w = torch.randn(3, 2, 5, 4), torch.randn(4, 2, 3, 3)
+    weight = w.clone().requires_grad_()
+    one_by_one = torch.stack([torch.autograd.grad(loss(weight, image), weight)[0] for image in images])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(w, images), one_by_one)
+
+
+def test_a_changed_temperature_compiles_nothing_anew() -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    def run(x: Tensor, w: Tensor, beta: Tensor) -> Tensor:
+        return mf.soft_dilation(x, w, beta).sum() + mf.soft_erosion2d(x[None], w[:2], beta, border="reflect").sum()
+
+    compiled = torch.compile(run, fullgraph=True, backend=backend)
+    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    for beta in (0.5, 3.0, 1e4):
+        heat = torch.tensor(beta)
+        torch.testing.assert_close(compiled(x, w, heat), run(x, w, heat))
+        seen, right = (torch.autograd.grad(f(x, w, heat), (x, w)) for f in (compiled, run))
+        torch.testing.assert_close(seen, right)
+    assert len(graphs) == 1
 
 
 def call(x: Tensor, w: Tensor, where) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,14 +145,32 @@ def test_opcheck(x_shape: tuple[int, ...], w_shape: tuple[int, ...], where, dtyp
         torch.library.opcheck(dispatch._route, arguments, test_utils=tests)
 
 
-def test_opcheck_of_reconstruction_and_soft_operators() -> None:
+def test_opcheck_of_reconstruction() -> None:
     tests = ("test_schema", "test_faketensor")
     seeds = torch.randn(2, 1, 5, 4).transpose(2, 3)
     footprint = torch.ones(3, 3, dtype=torch.bool)
     torch.library.opcheck(geodesic._reconstruct, (seeds, seeds + 1, footprint, True), test_utils=tests)
-    x, w, beta = torch.randn(5, 3).t(), torch.randn(5, 4).t(), torch.tensor(2.0)
-    torch.library.opcheck(soft._forward, (x, w, beta), test_utils=tests)
-    torch.library.opcheck(soft._backward, (torch.randn(3, 4), x, w, beta), test_utils=tests)
+
+
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "where"),
+    [((3, 5), (4, 5), DENSE), ((2, 4, 7, 6), (4, 2, 3, 2), Window((1, 2), (1, 1), (0, 0), (0, 0), 2))],
+)
+@pytest.mark.parametrize("beta", [2.0, 1e4])
+def test_opcheck_of_soft_operators(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], where, dtype: torch.dtype, precision: str, beta: float
+) -> None:
+    tests = ("test_schema", "test_faketensor")
+    x, w = torch.randn(x_shape).to(dtype), torch.randn(w_shape).to(dtype)
+    x, heat = x.transpose(1, -1).contiguous().transpose(1, -1), torch.tensor(beta)
+    torch.library.opcheck(soft._forward, (x, w, heat, where.key, precision), test_utils=tests)
+    y, *kept = soft._forward(x, w, heat, where.key, precision)
+    given = (torch.randn_like(y), x, w, heat, *kept, where.key)
+    for want in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(soft._backward, (*given, *want), test_utils=tests)
+    torch.library.opcheck(soft._second, (torch.randn_like(x), torch.randn_like(w), *given), test_utils=tests)
 
 
 @pytest.mark.parametrize("where", [DENSE, WINDOW, Window((2,), (3,), (0,), (4,), 1, "constant", -0.5)])

@@ -101,6 +101,7 @@ def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, e
     if not isinstance(geometry, Dense):
         return eager.counts(x, w, arg, gap, geometry, eps)
     x, w = _operands(-x if geometry.dual else x, w)
+    x = eager.bounded(x)
     return dense_backward.counts(x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)
 
 
@@ -112,5 +113,6 @@ def spread(
     if not isinstance(geometry, Dense):
         return eager.spread(ux, uw, x, w, arg, gap, geometry, eps)
     x, w = _operands(-x if geometry.dual else x, w)
+    x = eager.bounded(x)
     messages = ux.to(x.dtype).contiguous(), uw.to(x.dtype).contiguous()
     return dense_backward.spread(*messages, x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)

@@ -141,17 +141,18 @@ def _values(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, y, at, ldy
 
 @kernel
 def _two_levels(tile_rows, width, x, ix, ldx, panels, ip, taps, best, block, second, y, at, ldy, outs, sign, half,
-                fused, w, iw, arg, gap, mode):  # fmt: skip
+                fused, w, iw, arg, gap, gaps):  # fmt: skip
     """Maxima and winners of one tile: the best block of MASK taps, then the tap inside it."""
     none = best.dtype.type(NONE)
     best[:] = none
     second[:] = none
     for start in range(0, taps, MASK):
         end = min(start + MASK, taps)
-        if mode == 1 and tile_rows == WIDE_ROWS:
-            _wide_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
-        elif mode == 1:
-            _narrow_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
+        if gaps is None:
+            if tile_rows == WIDE_ROWS:
+                _wide_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
+            else:
+                _narrow_block(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
         elif tile_rows == WIDE_ROWS:
             _wide_block_gap(x, ix, ldx, panels, ip, width, start, end, best, block, second, 0, width, sign, fused)
         else:
@@ -165,7 +166,7 @@ def _two_levels(tile_rows, width, x, ix, ldx, panels, ip, taps, best, block, sec
             lanes = equal_lanes(x, ix + m * ldx + start, w, iw + n * taps + start, sign, best[z])
             winner = start + min(lowest_bit(lanes), MASK - 1)
             arg[at + m * ldy + n] = winner if best[z] > none else -1
-            if mode > 1:
+            if gaps is not None:
                 lane = lanes & (~lanes + np.uint32(1))
                 other = largest_but(x, ix + m * ldx + start, w, iw + n * taps + start, sign, lane)
                 gap[at + m * ldy + n] = best[z] - max(second[z], other) if best[z] > none else -none
@@ -173,17 +174,18 @@ def _two_levels(tile_rows, width, x, ix, ldx, panels, ip, taps, best, block, sec
 
 @kernel
 def _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y, at, ldy, outs, sign, half, fused,
-             arg, gap, mode):  # fmt: skip
+             arg, gap, gaps):  # fmt: skip
     """Maxima and winners of one tile, the index kept beside the maximum."""
     narrow = tile_rows == INDEX_NARROW
     part = width if narrow else width // WIDE * INDEX_WIDE
     for first in range(0, outs, part):
-        if narrow and mode == 1:
-            _narrow_index(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, 0, part, sign, fused)
+        if gaps is None:
+            if narrow:
+                _narrow_index(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, 0, part, sign, fused)
+            else:
+                _wide_index(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, 0, part, sign, fused)
         elif narrow:
             _narrow_gap(x, ix, ldx, panels, ip, width, 0, taps, c, index, second, 0, part, sign, fused)
-        elif mode == 1:
-            _wide_index(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, 0, part, sign, fused)
         else:
             _wide_gap(x, ix, ldx, panels, ip + first, width, 0, taps, c, index, second, 0, part, sign, fused)
         count = min(part, outs - first)
@@ -191,13 +193,16 @@ def _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y
             to = at + m * ldy + first
             write_maxima(c, m * part, y, to, count, sign, half)
             write_winners(c, m * part, index, arg, to, count)
-            if mode > 1:
+            if gaps is not None:
                 write_gaps(c, m * part, second, gap, to, count)
 
 
 @kernel
-def _forward(args, dtype, whole):
-    """y, winners and gaps of packed weights; a task is one panel against some tiles of rows."""
+def _forward(args, dtype, whole, winners, gaps):
+    """y, winners and gaps of packed weights; a task is one panel against some tiles of rows.
+
+    Where ``winners`` or ``gaps`` is None their code is not compiled.
+    """
     s = slots_of(args)
     samples, groups, outs, taps, width, mode, fused = s[9], s[10], s[11], s[12], s[13], s[15], s[18]
     tile_rows, together = s[16], s[17]
@@ -226,14 +231,14 @@ def _forward(args, dtype, whole):
         for tile in range(chunk * together, min((chunk + 1) * together, tiles)):
             row = min(tile * tile_rows, samples - tile_rows)  # the last tile overlaps the one before
             ix, at = (row * groups + g) * taps, (row * groups + g) * outs + first
-            if mode == 0:
+            if winners is None:
                 _values(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, y, at, ldy, count, sign, half, fused)
             elif running:
                 _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y, at, ldy, count, sign,
-                         half, fused, arg, gap, mode)  # fmt: skip
+                         half, fused, arg, gap, gaps)  # fmt: skip
             else:
                 _two_levels(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y, at, ldy, count, sign,
-                            half, fused, w, iw, arg, gap, mode)  # fmt: skip
+                            half, fused, w, iw, arg, gap, gaps)  # fmt: skip
             if odd[-1]:
                 for m in range(tile_rows):
                     for n in range(count):
@@ -306,7 +311,22 @@ def _find(x, ix, w, iw, taps, sign, top, mode):
     return winner, second
 
 
+@kernel
+def _race(args):
+    """A task is one tile of 256 taps in the cache, in the form that slot 2 asks for; slot 3 holds the sign."""
+    s = slots_of(args)
+    width = VECTOR_BYTES // 4 * WIDE
+    x, w = np.zeros(WIDE_ROWS * 256, np.float32), np.zeros(256 * width, np.float32)
+    c, index = np.zeros(WIDE_ROWS * width, np.float32), np.zeros(1, np.int32)
+    while next_task(s) >= 0:
+        _wide(x, 0, 256, w, 0, width, 0, 256, c, index, c, 0, width, np.float32(s[3]), s[2])
+
+
 # ------------------------------------------------------------------------------------------------------ workers
+def _race32(args):
+    _race(args)
+
+
 def _prepare32(args):
     _prepare(args, np.float32)
 
@@ -315,12 +335,28 @@ def _prepare64(args):
     _prepare(args, np.float64)
 
 
-def _forward32(args):
-    _forward(args, np.float32, np.int32)
+def _maxima32(args):
+    _forward(args, np.float32, np.int32, None, None)
 
 
-def _forward64(args):
-    _forward(args, np.float64, np.int64)
+def _maxima64(args):
+    _forward(args, np.float64, np.int64, None, None)
+
+
+def _winners32(args):
+    _forward(args, np.float32, np.int32, True, None)
+
+
+def _winners64(args):
+    _forward(args, np.float64, np.int64, True, None)
+
+
+def _gaps32(args):
+    _forward(args, np.float32, np.int32, True, True)
+
+
+def _gaps64(args):
+    _forward(args, np.float64, np.int64, True, True)
 
 
 def _few32(args):
@@ -331,9 +367,12 @@ def _few64(args):
     _few(args, np.float64)
 
 
-_WORKERS = {
-    torch.float32: (Worker(_prepare32), Worker(_forward32), Worker(_few32)),
-    torch.float64: (Worker(_prepare64), Worker(_forward64), Worker(_few64)),
+_RACE = Worker(_race32)
+_PREPARE = {torch.float32: Worker(_prepare32), torch.float64: Worker(_prepare64)}
+_FEW = {torch.float32: Worker(_few32), torch.float64: Worker(_few64)}
+_PACKED = {  # by mode: who asks for less compiles less
+    torch.float32: (Worker(_maxima32), Worker(_winners32), Worker(_gaps32)),
+    torch.float64: (Worker(_maxima64), Worker(_winners64), Worker(_gaps64)),
 }
 
 
@@ -349,11 +388,10 @@ def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Te
     gap = torch.empty_like(y) if mode > 1 else None
     if samples == 0:
         return y, arg, gap
-    prepare, packed, few = _WORKERS[x.dtype]
     results = (y, y if arg is None else arg, y if gap is None else gap)
     work = samples * outs * taps * groups
     if samples < FEW:
-        few(groups * -(-outs // BLOCK), work, x, w, *results, samples, groups, outs, taps, sign, mode)
+        _FEW[x.dtype](groups * -(-outs // BLOCK), work, x, w, *results, samples, groups, outs, taps, sign, mode)
         return y, arg, gap
     lanes = VECTOR_BYTES // x.itemsize
     tile_rows, vectors = _tile(outs, taps, lanes, mode)
@@ -362,12 +400,13 @@ def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Te
     buffer = workspace(panels * width * taps, x.dtype)
     odd = torch.zeros(samples * groups + len(w) + 1, dtype=torch.uint8)
     strips = panels * vectors
-    prepare(strips + -(-samples * groups // BLOCK), work, x, w, buffer, odd, samples, groups, outs, taps, width, sign)
+    layout = (samples, groups, outs, taps, width, sign)
+    _PREPARE[x.dtype](strips + -(-samples * groups // BLOCK), work, x, w, buffer, odd, *layout)
     tiles = -(-samples // tile_rows)
     together = max(1, min(8, tiles * panels // (4 * torch.get_num_threads())))
     tasks = panels * -(-tiles // together)
-    sizes = (samples, groups, outs, taps, width, sign, mode, tile_rows, together, int(fused()))
-    packed(tasks, work, x, w, buffer, odd, *results, *sizes)
+    sizes = (*layout, mode, tile_rows, together, int(fused()))
+    _PACKED[x.dtype][mode](tasks, work, x, w, buffer, odd, *results, *sizes)
     return y, arg, gap
 
 
@@ -384,13 +423,9 @@ def fused() -> bool:
     """Whether a fused multiply-add beats an addition beside a maximum on this processor: measured once, for 1 ms."""
     if not simd.FUSED:
         return False
-    x, w, y = torch.zeros(60, 256), torch.zeros(64, 256), torch.empty(60, 64)
-    odd, buffer = torch.zeros(125, dtype=torch.uint8), torch.zeros(64 * 256)
-    width = WIDE * VECTOR_BYTES // 4
     spent = []
     for form in (0, 1) * 5:
-        sizes = (60, 1, min(64, width), 256, width, 1, 0, WIDE_ROWS, 10, form)
         began = time.perf_counter()
-        _WORKERS[torch.float32][1](1, 0, x, w, buffer, odd, y, y, y, *sizes)
+        _RACE(50, 0, form, 1)
         spent.append(time.perf_counter() - began)
     return min(spent[1::2]) <= min(spent[::2])

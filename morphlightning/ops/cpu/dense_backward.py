@@ -62,16 +62,11 @@ def _scatter(args, dtype):
 
 
 @kernel
-def _bounded(v, large):
-    return large if v > large else v
-
-
-@kernel
 def _spread(args, dtype):
     """Messages to all candidates within eps of the maxima."""
     s = slots_of(args)
     samples, groups, outs, taps = s[10], s[11], s[12], s[13]
-    eps, large = dtype(floats_of(args)[14]), dtype(np.finfo(dtype).max)
+    eps = dtype(floats_of(args)[14])
     units = groups * outs
     ux, uw = numbers(s[2], samples * units, dtype), numbers(s[3], samples * units, dtype)
     x, w = numbers(s[4], samples * groups * taps, dtype), numbers(s[5], units * taps, dtype)
@@ -92,8 +87,8 @@ def _spread(args, dtype):
                             gx[row * taps + arg[at]] += ux[at]
                     elif arg[at] >= 0 and ux[at] != dtype(0):
                         ix = row * taps
-                        top = _bounded(x[ix + arg[at]], large) + w[iw + arg[at]]
-                        send_to_active(x, ix, w, iw, gx, ix, taps, top, eps, large, ux[at])
+                        top = x[ix + arg[at]] + w[iw + arg[at]]
+                        send_to_active(x, ix, w, iw, gx, ix, taps, top, eps, ux[at])
         else:
             g, block = (task - row_tasks) // blocks, (task - row_tasks) % blocks
             first = g * outs + block * OUTPUTS
@@ -106,8 +101,8 @@ def _spread(args, dtype):
                         if arg[at] >= 0:
                             gw[iw + arg[at]] += uw[at]
                     elif arg[at] >= 0 and uw[at] != dtype(0):
-                        top = _bounded(x[ix + arg[at]], large) + w[iw + arg[at]]
-                        send_to_active(x, ix, w, iw, gw, iw, taps, top, eps, large, uw[at])
+                        top = x[ix + arg[at]] + w[iw + arg[at]]
+                        send_to_active(x, ix, w, iw, gw, iw, taps, top, eps, uw[at])
         task = next_task(s)
 
 
@@ -116,7 +111,7 @@ def _count(args, dtype):
     """How many candidates lie within eps of each maximum; a task is some samples."""
     s = slots_of(args)
     samples, groups, outs, taps = s[7], s[8], s[9], s[10]
-    eps, large = dtype(floats_of(args)[11]), dtype(np.finfo(dtype).max)
+    eps = dtype(floats_of(args)[11])
     units = groups * outs
     x, w = numbers(s[2], samples * groups * taps, dtype), numbers(s[3], units * taps, dtype)
     arg, gap = numbers(s[4], samples * units, np.int32), numbers(s[5], samples * units, dtype)
@@ -130,8 +125,8 @@ def _count(args, dtype):
                 if winner < 0 or gap[at] > eps:
                     total[at] = 1 if winner >= 0 else 0
                 else:
-                    top = _bounded(x[ix + winner], large) + w[iw + winner]
-                    total[at] = count_active(x, ix, w, iw, taps, top, eps, large)
+                    top = x[ix + winner] + w[iw + winner]
+                    total[at] = count_active(x, ix, w, iw, taps, top, eps)
         task = next_task(s)
 
 
@@ -187,11 +182,13 @@ def scatter(
 def spread(
     ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients where each row sends ``ux`` to the cells and ``uw`` to the taps within eps of its maximum."""
+    """Gradients where each row sends ``ux`` to the cells and ``uw`` to the taps within eps of its maximum; finite x."""
     gx, gw = torch.empty_like(x), torch.empty_like(w)
     samples, outs, taps = len(x), len(w) // groups, w.shape[1]
     tasks = -(-samples // ROWS) + groups * -(-outs // OUTPUTS)
-    _SPREAD[x.dtype](tasks, x.numel() * outs, ux, uw, x, w, arg, gap, gx, gw, samples, groups, outs, taps, float(eps))
+    _SPREAD[x.dtype](
+        tasks, x.numel() * outs, ux, uw, x, w, arg, gap, gx, gw, samples, groups, outs, taps, _finite(eps, x.dtype)
+    )
     return gx, gw
 
 
@@ -200,5 +197,10 @@ def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, groups: int, eps: flo
     total = torch.empty_like(arg)
     samples, outs, taps = len(x), len(w) // groups, w.shape[1]
     tasks = -(-samples // ROWS)
-    _COUNT[x.dtype](tasks, x.numel() * outs, x, w, arg, gap, total, samples, groups, outs, taps, float(eps))
+    _COUNT[x.dtype](tasks, x.numel() * outs, x, w, arg, gap, total, samples, groups, outs, taps, _finite(eps, x.dtype))
     return total
+
+
+def _finite(eps: float, dtype: torch.dtype) -> float:
+    """As a finite number, so that a score of -inf is never near."""
+    return float(min(eps, torch.finfo(dtype).max))

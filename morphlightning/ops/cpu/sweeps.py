@@ -284,25 +284,22 @@ def write_gaps(typing: Any, c: Any, ic: Any, second: Any, gap: Any, to: Any, n: 
     return types.void(c, whole, second, gap, whole, whole), generate
 
 
-def _active(emit: Emitter, x: Any, w: Any, k: Any, count: int, top: Any, eps: Any, large: Any) -> Any:
-    """Which candidates lie within eps of the maximum; x counts as the largest number where it is infinite."""
-    builder, (large, top, eps) = emit.builder, (emit.splat(v, count) for v in (large, top, eps))
-    inputs = emit.load(x, k, count)
-    inputs = builder.select(builder.fcmp_ordered(">", inputs, large), large, inputs)
-    score = builder.fadd(inputs, emit.load(w, k, count))
-    near = builder.fcmp_ordered("<=", builder.fsub(top, score), eps)
-    return builder.and_(near, builder.fcmp_ordered(">", score, emit.none(count)))
+def _active(emit: Emitter, x: Any, w: Any, k: Any, count: int, top: Any, eps: Any) -> Any:
+    """Which candidates lie within eps of the maximum; a score of -inf is infinitely far away."""
+    score = emit.builder.fadd(emit.load(x, k, count), emit.load(w, k, count))
+    slack = emit.builder.fsub(emit.splat(top, count), score)
+    return emit.builder.fcmp_ordered("<=", slack, emit.splat(eps, count))
 
 
 def _build_send(emit: Emitter) -> Any:
-    """Emit void send(x, w, g, n, top, eps, large, message): g[k] += message at active candidates k < n."""
+    """Emit void send(x, w, g, n, top, eps, message): g[k] += message at active candidates k < n."""
     number, pointer = emit.number, emit.number.as_pointer()
-    function, body = emit.function("send", [pointer, pointer, pointer, I64, *[number] * 4])
+    function, body = emit.function("send", [pointer, pointer, pointer, I64, *[number] * 3])
     if body is None:
         return function
-    x, w, g, n, top, eps, large, message = function.args
+    x, w, g, n, top, eps, message = function.args
     for count, k in _by_vectors(body, n):
-        active = _active(body, x, w, k, count, top, eps, large)
+        active = _active(body, x, w, k, count, top, eps)
         zero = body.splat(ir.Constant(number, 0.0), count)
         sent = body.builder.select(active, body.splat(message, count), zero)
         body.store(body.builder.fadd(body.load(g, k, count), sent), g, k)
@@ -311,15 +308,15 @@ def _build_send(emit: Emitter) -> Any:
 
 
 def _build_count(emit: Emitter) -> Any:
-    """Emit void count(x, w, n, top, eps, large, found): found[0] += how many x[k] + w[k] >= top - eps, for k < n."""
+    """Emit void count(x, w, n, top, eps, found): found[0] += how many x[k] + w[k] >= top - eps, for k < n."""
     pointer = emit.number.as_pointer()
-    function, body = emit.function("count", [pointer, pointer, I64, *[emit.number] * 3, I64.as_pointer()])
+    function, body = emit.function("count", [pointer, pointer, I64, *[emit.number] * 2, I64.as_pointer()])
     if body is None:
         return function
-    x, w, n, top, eps, large, found = function.args
+    x, w, n, top, eps, found = function.args
     builder = body.builder
     for count, k in _by_vectors(body, n):
-        bits = builder.bitcast(_active(body, x, w, k, count, top, eps, large), ir.IntType(count))
+        bits = builder.bitcast(_active(body, x, w, k, count, top, eps), ir.IntType(count))
         here = body.intrinsic(f"llvm.ctpop.i{count}", bits.type, [bits.type], [bits])
         builder.store(builder.add(builder.load(found), builder.zext(here, I64)), found)
     builder.ret_void()
@@ -328,9 +325,9 @@ def _build_count(emit: Emitter) -> Any:
 
 @intrinsic
 def send_to_active(
-    typing: Any, x: Any, ix: Any, w: Any, iw: Any, g: Any, to: Any, n: Any, top: Any, eps: Any, large: Any, message: Any
+    typing: Any, x: Any, ix: Any, w: Any, iw: Any, g: Any, to: Any, n: Any, top: Any, eps: Any, message: Any
 ) -> Any:
-    """g[to + k] += message for the candidates k < n whose score x + w is finite and lies within eps of ``top``."""
+    """g[to + k] += message for the candidates k < n whose score x + w lies within eps, which is finite, of ``top``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = Emitter(context, builder, x.dtype)
@@ -339,12 +336,12 @@ def send_to_active(
         return context.get_dummy_value()
 
     whole = types.int64
-    return types.void(x, whole, w, whole, g, whole, whole, *[x.dtype] * 4), generate
+    return types.void(x, whole, w, whole, g, whole, whole, *[x.dtype] * 3), generate
 
 
 @intrinsic
-def count_active(typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any, large: Any) -> Any:
-    """How many candidates k < n have a finite score x + w within eps of ``top``."""
+def count_active(typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any) -> Any:
+    """How many candidates k < n have a score x + w within eps, which is finite, of ``top``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = Emitter(context, builder, x.dtype)
@@ -355,4 +352,4 @@ def count_active(typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any
         return builder.load(found)
 
     whole = types.int64
-    return types.int64(x, whole, w, whole, whole, *[x.dtype] * 3), generate
+    return types.int64(x, whole, w, whole, whole, *[x.dtype] * 2), generate

@@ -1,0 +1,13 @@
+"""Groups of cases by name, with the module that makes each."""
+
+GROUPS = {
+    "dense": "dense",
+    "argmax": "dense",
+    "ties": "dense",
+    "soft": "dense",
+    "depthwise": "windows",
+    "full": "windows",
+    "flat": "windows",
+    "spline": "splines",
+    "startup": "startup",
+}
