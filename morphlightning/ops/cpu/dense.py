@@ -6,14 +6,12 @@ and one vector of w for each of its rows and columns; a task is one panel agains
 panel in the second-level cache. Winners come in two levels: the tile keeps maxima of MASK taps at a time, the best
 block's number is merged into the state, and one comparison of MASK lanes finds the tap at the end; a running index
 would take three times as long as the value alone, this takes half as much again. For few taps it is the other way
-round. A few samples are not worth packing: there vectors run along the taps.
-NaN and numbers near the largest one are noticed while packing; their rows are done again by :func:`_exact`.
-Backward: one scatter by rows for x and one by columns for w, in a fixed order.
+round.
+NaN and numbers near the largest one are noticed while packing; their rows are done again by :func:`morphlightning.ops.cpu.few.exact`.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from functools import cache
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.ops.cpu import simd
+from morphlightning.ops.cpu.few import NONE, exact, few, finish
 from morphlightning.ops.cpu.simd import (
     MASK,
     REGISTERS,
@@ -29,7 +28,6 @@ from morphlightning.ops.cpu.simd import (
     equal_lanes,
     largest_but,
     lowest_bit,
-    make_dot,
     make_tile,
     transpose,
 )
@@ -47,34 +45,16 @@ RUNNING = 256
 FEW = NARROW_ROWS
 """Fewer samples than this are done without packing."""
 BLOCK = 8
-"""Rows of x, and outputs, that one task of the backward pass sends to."""
-NONE = -math.inf
+"""Rows of x that one task of the preparation looks at."""
 
 _wide, _narrow = make_tile(WIDE_ROWS, WIDE, "value"), make_tile(NARROW_ROWS, 1, "value")
 _wide_block, _narrow_block = make_tile(WIDE_ROWS, WIDE, "block"), make_tile(NARROW_ROWS, 1, "block")
 _wide_block_gap, _narrow_block_gap = make_tile(WIDE_ROWS, WIDE, "block_gap"), make_tile(NARROW_ROWS, 1, "block_gap")
 _wide_index, _narrow_index = make_tile(INDEX_ROWS, INDEX_WIDE, "index"), make_tile(INDEX_NARROW, 1, "index")
 _wide_gap, _narrow_gap = make_tile(INDEX_ROWS, INDEX_WIDE, "gap"), make_tile(INDEX_NARROW, 1, "gap")
-_dot8, _dot1 = make_dot(8), make_dot(1)
 
 
 # ------------------------------------------------------------------------------------------------ inside workers
-@kernel
-def _exact(x, ix, w, iw, taps, sign, large):
-    """Maximum, first winner and runner-up of one output, as the eager backend defines them for any input."""
-    best, second, winner = NONE, NONE, 0
-    for k in range(taps):
-        a = sign * x[ix + k]
-        score = (large if a > large else a) + w[iw + k]
-        if score != score:
-            return score, k, score
-        if score > best:
-            best, second, winner = score, best, k
-        elif score > second:
-            second = score
-    return best, winner, second
-
-
 @kernel
 def _prepare(args, dtype):
     """Pack w (groups, out, taps) into panels (groups, panels, taps, width); note rows with odd numbers."""
@@ -115,17 +95,6 @@ def _prepare(args, dtype):
                 if found:
                     odd[-1] = 1
         task = next_task(s)
-
-
-@kernel
-def _finish(y, arg, gap, at, best, winner, second, sign, half, mode):
-    """Write one output."""
-    lost = best == NONE
-    y[at] = sign * (math.inf if best > half else best)
-    if mode > 0:
-        arg[at] = -1 if lost else winner
-    if mode > 1:
-        gap[at] = math.inf if lost else best - second
 
 
 @kernel
@@ -198,10 +167,10 @@ def _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y
 
 
 @kernel
-def _forward(args, dtype, whole, winners, gaps):
+def _forward(args, dtype, whole, winners, gaps, running):
     """y, winners and gaps of packed weights; a task is one panel against some tiles of rows.
 
-    Where ``winners`` or ``gaps`` is None their code is not compiled.
+    Where ``winners``, ``gaps`` or ``running`` is None their code is not compiled.
     """
     s = slots_of(args)
     samples, groups, outs, taps, width, mode, fused = s[9], s[10], s[11], s[12], s[13], s[15], s[18]
@@ -214,9 +183,8 @@ def _forward(args, dtype, whole, winners, gaps):
     gap = numbers(s[8], samples * groups * outs, dtype)
     sign, large = dtype(s[14]), dtype(np.finfo(dtype).max)
     half = dtype(large / 2)
-    running = mode > 0 and taps < RUNNING
     size = tile_rows * width
-    if running and tile_rows == INDEX_ROWS:
+    if running is not None and tile_rows == INDEX_ROWS:
         size = tile_rows * (width // WIDE * INDEX_WIDE)
     c, second, index = np.empty(size, dtype), np.empty(size, dtype), np.zeros(size, whole)
     tiles = (samples + tile_rows - 1) // tile_rows
@@ -233,7 +201,7 @@ def _forward(args, dtype, whole, winners, gaps):
             ix, at = (row * groups + g) * taps, (row * groups + g) * outs + first
             if winners is None:
                 _values(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, y, at, ldy, count, sign, half, fused)
-            elif running:
+            elif running is not None:
                 _running(tile_rows, width, x, ix, ldx, panels, ip, taps, c, index, second, y, at, ldy, count, sign,
                          half, fused, arg, gap, gaps)  # fmt: skip
             else:
@@ -243,72 +211,9 @@ def _forward(args, dtype, whole, winners, gaps):
                 for m in range(tile_rows):
                     for n in range(count):
                         if odd[(row + m) * groups + g] or odd[samples * groups + g * outs + first + n]:
-                            top, winner, runner_up = _exact(x, ix + m * ldx, w, iw + n * taps, taps, sign, large)
-                            _finish(y, arg, gap, at + m * ldy + n, top, winner, runner_up, sign, half, mode)
+                            top, winner, runner_up = exact(x, ix + m * ldx, w, iw + n * taps, taps, sign, large)
+                            finish(y, arg, gap, at + m * ldy + n, top, winner, runner_up, sign, half, mode)
         task = next_task(s)
-
-
-@kernel
-def _few(args, dtype):
-    """The same for a few samples, without packing: a task is eight outputs of a group for all samples."""
-    s = slots_of(args)
-    samples, groups, outs, taps, mode = s[7], s[8], s[9], s[10], s[12]
-    x, w = numbers(s[2], samples * groups * taps, dtype), numbers(s[3], groups * outs * taps, dtype)
-    y, arg = numbers(s[4], samples * groups * outs, dtype), numbers(s[5], samples * groups * outs, np.int32)
-    gap = numbers(s[6], samples * groups * outs, dtype)
-    sign, large = dtype(s[11]), dtype(np.finfo(dtype).max)
-    half = dtype(large / 2)
-    blocks = (outs + BLOCK - 1) // BLOCK
-    best = np.empty(BLOCK, dtype)
-    odd = np.zeros(samples, np.uint8)
-    long = taps >= MASK
-    task = next_task(s)
-    before = -1
-    while task >= 0:
-        g, first = task // blocks, task % blocks * BLOCK
-        if g != before:
-            before = g
-            for b in range(samples):
-                odd[b] = any_above(x, (b * groups + g) * taps, taps, sign, half)
-        count = min(BLOCK, outs - first)
-        iw = (g * outs + first) * taps
-        bad_weights = any_above(w, iw, count * taps, dtype(1), half)
-        for b in range(samples):
-            ix, at = (b * groups + g) * taps, (b * groups + g) * outs + first
-            quick = long and not odd[b] and not bad_weights
-            if quick and count == BLOCK:
-                _dot8(x, ix, w, iw, taps, taps, best, 0, sign)
-            elif quick:
-                for n in range(count):
-                    _dot1(x, ix, w, iw + n * taps, taps, taps, best, n, sign)
-            for n in range(count):
-                if not quick:
-                    top, winner, runner_up = _exact(x, ix, w, iw + n * taps, taps, sign, large)
-                else:
-                    top, winner, runner_up = best[n], 0, dtype(NONE)
-                    if mode > 0:
-                        winner, runner_up = _find(x, ix, w, iw + n * taps, taps, sign, top, mode)
-                _finish(y, arg, gap, at + n, top, winner, runner_up, sign, half, mode)
-        task = next_task(s)
-
-
-@kernel
-def _find(x, ix, w, iw, taps, sign, top, mode):
-    """The first tap that reaches the maximum and, where ``mode`` asks for it, the largest score of all others."""
-    winner, second = 0, NONE
-    for block in range(0, taps, MASK):
-        start = min(block, taps - MASK)
-        lanes = equal_lanes(x, ix + start, w, iw + start, sign, top)
-        if lanes:
-            winner = start + lowest_bit(lanes)
-            break
-    if mode > 1:
-        for block in range(0, taps, MASK):
-            start = min(block, taps - MASK)
-            lane = winner - start
-            left_out = np.uint32(1) << np.uint32(lane) if 0 <= lane < MASK else np.uint32(0)
-            second = max(second, largest_but(x, ix + start, w, iw + start, sign, left_out))
-    return winner, second
 
 
 @kernel
@@ -336,43 +241,55 @@ def _prepare64(args):
 
 
 def _maxima32(args):
-    _forward(args, np.float32, np.int32, None, None)
+    _forward(args, np.float32, np.int32, None, None, None)
 
 
 def _maxima64(args):
-    _forward(args, np.float64, np.int64, None, None)
+    _forward(args, np.float64, np.int64, None, None, None)
 
 
 def _winners32(args):
-    _forward(args, np.float32, np.int32, True, None)
+    _forward(args, np.float32, np.int32, True, None, None)
 
 
 def _winners64(args):
-    _forward(args, np.float64, np.int64, True, None)
+    _forward(args, np.float64, np.int64, True, None, None)
 
 
 def _gaps32(args):
-    _forward(args, np.float32, np.int32, True, True)
+    _forward(args, np.float32, np.int32, True, True, None)
 
 
 def _gaps64(args):
-    _forward(args, np.float64, np.int64, True, True)
+    _forward(args, np.float64, np.int64, True, True, None)
 
 
-def _few32(args):
-    _few(args, np.float32)
+def _running_winners32(args):
+    _forward(args, np.float32, np.int32, True, None, True)
 
 
-def _few64(args):
-    _few(args, np.float64)
+def _running_winners64(args):
+    _forward(args, np.float64, np.int64, True, None, True)
+
+
+def _running_gaps32(args):
+    _forward(args, np.float32, np.int32, True, True, True)
+
+
+def _running_gaps64(args):
+    _forward(args, np.float64, np.int64, True, True, True)
 
 
 _RACE = Worker(_race32)
 _PREPARE = {torch.float32: Worker(_prepare32), torch.float64: Worker(_prepare64)}
-_FEW = {torch.float32: Worker(_few32), torch.float64: Worker(_few64)}
-_PACKED = {  # by mode: who asks for less compiles less
+# by mode, and for few taps: who asks for less compiles less
+_PACKED = {
     torch.float32: (Worker(_maxima32), Worker(_winners32), Worker(_gaps32)),
     torch.float64: (Worker(_maxima64), Worker(_winners64), Worker(_gaps64)),
+}
+_RUNNING = {
+    torch.float32: (_PACKED[torch.float32][0], Worker(_running_winners32), Worker(_running_gaps32)),
+    torch.float64: (_PACKED[torch.float64][0], Worker(_running_winners64), Worker(_running_gaps64)),
 }
 
 
@@ -391,7 +308,7 @@ def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Te
     results = (y, y if arg is None else arg, y if gap is None else gap)
     work = samples * outs * taps * groups
     if samples < FEW:
-        _FEW[x.dtype](groups * -(-outs // BLOCK), work, x, w, *results, samples, groups, outs, taps, sign, mode)
+        few(x, w, *results, groups, sign, mode)
         return y, arg, gap
     lanes = VECTOR_BYTES // x.itemsize
     tile_rows, vectors = _tile(outs, taps, lanes, mode)
@@ -406,7 +323,8 @@ def forward(x: Tensor, w: Tensor, groups: int, sign: int, mode: int) -> tuple[Te
     together = max(1, min(8, tiles * panels // (4 * torch.get_num_threads())))
     tasks = panels * -(-tiles // together)
     sizes = (*layout, mode, tile_rows, together, int(fused()))
-    _PACKED[x.dtype][mode](tasks, work, x, w, buffer, odd, *results, *sizes)
+    workers = _RUNNING if taps < RUNNING else _PACKED
+    workers[x.dtype][mode](tasks, work, x, w, buffer, odd, *results, *sizes)
     return y, arg, gap
 
 

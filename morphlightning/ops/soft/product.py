@@ -96,13 +96,14 @@ def _adjoint(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ⟨r, product(a, v)⟩ for a and v, in the dtype of r; empty where not wanted."""
     dtype, r = r.dtype, r.to(a.dtype)
-    empty = r.new_empty(0)
+    ga, gv = r.new_empty(0), r.new_empty(0)
     if isinstance(geometry, Window):
         want = (want_a, want_v, False)
-        ga, gv, _ = torch.ops.aten.convolution_backward(r, a, v, None, *_convolution(geometry), want)
+        to_a, to_v, _ = torch.ops.aten.convolution_backward(r, a, v, None, *_convolution(geometry), want)
+        ga, gv = to_a if want_a else ga, to_v if want_v else gv
     else:
-        ga, gv = r @ v if want_a else empty, r.t() @ a if want_v else empty
-    return (ga if want_a else empty).to(dtype), (gv if want_v else empty).to(dtype)
+        ga, gv = r @ v if want_a else ga, r.t() @ a if want_v else gv
+    return ga.to(dtype), gv.to(dtype)
 
 
 def _convolution(window: Window) -> tuple[Any, ...]:
