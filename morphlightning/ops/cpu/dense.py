@@ -7,7 +7,7 @@ panel in the second-level cache. Winners come in two levels: the tile keeps maxi
 block's number is merged into the state, and one comparison of MASK lanes finds the tap at the end; a running index
 would take three times as long as the value alone, this takes half as much again. For few taps it is the other way
 round.
-NaN and numbers near the largest one are noticed while packing; their rows are done again by :func:`morphlightning.ops.cpu.few.exact`.
+NaN and numbers near the largest one are noticed while packing; their rows are done again, one output at a time.
 """
 
 from __future__ import annotations
