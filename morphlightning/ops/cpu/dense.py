@@ -5,7 +5,7 @@ Forward: w is packed into panels a few vectors wide, so that a tile of rows x ve
 and one vector of w for each of its rows and columns; a task is one panel against some tiles of rows, which keeps the
 panel in the second-level cache. Winners come in two levels: the tile keeps maxima of MASK taps at a time, the best
 block's number is merged into the state, and one comparison of MASK lanes finds the tap at the end; a running index
-would take three times as long as the value alone, this takes half as much again. For few taps it is the other way
+would take twice as long as the value alone, this takes half as much again. For few taps it is the other way
 round.
 NaN and numbers near the largest one are noticed while packing; their rows are done again, one output at a time.
 """

@@ -3,8 +3,7 @@
 Limit with winners: one comparison and two selections of a vector for each tap of each axis, instead of each tap of the
 box. Along the rows a shift is a shift of the address; along the other axes whole rows contend. Strict comparisons in
 the order of taps leave the lowest winner, the same as for the whole box. Borders are positions that never contend.
-Without winners the window doubles with every maximum: log2(size) + 1 of them for each axis. (Van Herk's three maxima
-are not fewer for windows up to 11, and need passes in both directions.)
+Without winners the window doubles with every maximum: log2(size) + 1 of them for each axis, and no pass backwards.
 """
 
 from __future__ import annotations

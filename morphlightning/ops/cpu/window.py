@@ -5,8 +5,6 @@ loads, one a pair where a tile has one row, do the same. A task is one strip of 
 It copies what the strip sees into a scratch image that stays in the cache, where border, stride, dilation, sign and
 dtype are settled (see ``layout``), so that a tile of outputs x positions can run down a table of tap offsets.
 NaN, numbers near the largest one, and ties across a border that repeats the image go through :func:`_exact`.
-Backward: each sample and group scatters to its own part of the gradient of x, and to a table of weights that belongs to
-a fixed chunk of samples; the tables are added in order. No atomics, the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -62,8 +60,6 @@ from morphlightning.ops.geometry import Window
 
 VALUE, INDEX, GAP = (4, 2, 2) if REGISTERS == 32 else (2, 2, 1)
 ONE_VALUE, ONE_INDEX, ONE_GAP = (8, 8, 4) if REGISTERS == 32 else (4, 4, 2)
-CHUNKS = 8
-"""Parts of a batch that have a table of weight gradients of their own."""
 
 _value, _one_value = make_tile(TILE, VALUE, "value", True), make_tile(1, ONE_VALUE, "value", True)
 _index, _one_index = make_tile(TILE, INDEX, "index", True), make_tile(1, ONE_INDEX, "index", True)

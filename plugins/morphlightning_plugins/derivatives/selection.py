@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,9 +21,9 @@ def check_eps(eps: float) -> None:
 class _Alike(DerivativeRule):
     """Rules that send the same to all candidates of a row: one pass of the backend, which scans near ties alone."""
 
+    @abstractmethod
     def share(self, view: SiteView, gy: Tensor) -> Tensor:
         """What each candidate of a row receives, for messages ``gy`` (samples, units)."""
-        raise NotImplementedError
 
     def backward(
         self, view: SiteView, gy: Tensor, count: bool, route_filter: RouteFilter | None = None
