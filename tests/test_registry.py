@@ -171,7 +171,7 @@ def test_describe_and_survey_say_what_a_component_is(install: Install) -> None:
     install()
     info = registry.describe("derivatives", "acme")
     assert info == registry.PluginInfo(
-        "derivatives", "acme", "acme-morph", "0.3", "acme_morph:Rule", "ok", "A rule for tests.", "1.1", ""
+        "derivatives", "acme", "acme-morph", "0.3", "acme_morph:Rule", "ok", "A rule for tests.", "1.2", ""
     )
     assert info.qualified == "acme-morph:acme"
     assert info in registry.survey()
@@ -585,7 +585,7 @@ def test_provenance_and_what_a_checkpoint_requires(install: Install) -> None:
         registry.provenance("derivatives", "first"),
     ]
     assert saved[0] == {
-        "kind": "derivatives", "name": "acme", "distribution": "acme-morph", "version": "0.3", "api_version": "1.1",
+        "kind": "derivatives", "name": "acme", "distribution": "acme-morph", "version": "0.3", "api_version": "1.2",
     }  # fmt: skip
     assert registry.provenance("derivatives", registry.build("derivatives", "acme")) == saved[0]
     registry.require(saved, "last.ckpt")

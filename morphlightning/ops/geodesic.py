@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning.ops import eager
 from morphlightning.ops.geometry import Window
@@ -82,4 +83,6 @@ def reconstruct(seed: Tensor, mask: Tensor, footprint: Tensor, reflect: bool) ->
 
     ``reflect`` says whether the footprint is reflected, as a dilation does, or not, as the dual of an erosion.
     """
+    if has_torch_function((seed, mask)):
+        return cast(Tensor, handle_torch_function(reconstruct, (seed, mask), seed, mask, footprint, reflect))
     return cast(Tensor, _Reconstruct.apply(seed, mask, footprint, reflect)[0])  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning.errors import NotSupportedError
 from morphlightning.ops import eager, geometry
@@ -207,6 +208,8 @@ def log_sum_exp_plus(
         where: Geometry: dense of one group, or a window inside the image; not a dual one.
         precision: ``"bfloat16"`` for factors rounded to it.
     """
+    if has_torch_function((x, w)):
+        return cast(Tensor, handle_torch_function(log_sum_exp_plus, (x, w), x, w, beta, where, precision))
     if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         if plain(x, w):
             return ladder.value(x, w, beta, where, precision)[0]
