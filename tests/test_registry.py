@@ -235,7 +235,7 @@ def test_a_broken_import_breaks_nothing_but_itself(install: Install, code: str) 
 )
 def test_other_api_versions_are_refused(install: Install, version: str, advice: str) -> None:
     install(code=textwrap.dedent(RULE) + f"\nRule.api_version = {version!r}\n")
-    with pytest.raises(PluginApiError, match=f"plugin API {version}, this morphlightning speaks 1.1: {advice}"):
+    with pytest.raises(PluginApiError, match=f"plugin API {version}, this morphlightning speaks 1.2: {advice}"):
         registry.build("derivatives", "acme")
     assert registry.describe("derivatives", "acme").state == "incompatible"
 
@@ -251,7 +251,7 @@ def test_an_api_version_that_is_none_is_refused() -> None:
         api_version = 1  # type: ignore[assignment]
 
     with (
-        pytest.raises(PluginApiError, match=r"declares api_version = 1; expected a string such as '1.1'"),
+        pytest.raises(PluginApiError, match=r"declares api_version = 1; expected a string such as '1.2'"),
         registry.registered("derivatives", "odd", Odd),
     ):
         pass
@@ -594,7 +594,7 @@ def test_provenance_and_what_a_checkpoint_requires(install: Install) -> None:
         registry.require(gone, "last.ckpt")
     message = str(caught.value)
     assert message.startswith("last.ckpt was made with")
-    assert "derivatives 'acme' from gone-morph 0.3 (plugin API 1.1): pip install gone-morph==0.3" in message
+    assert "derivatives 'acme' from gone-morph 0.3 (plugin API 1.2): pip install gone-morph==0.3" in message
     assert "from local: it was registered in the session" in message
     assert "first" not in message
 

@@ -301,7 +301,7 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
         ghost: A leaf of w's shape whose gradient becomes the number of rows that touched each weight.
     """
     if has_torch_function((x, w)):  # a mode that looks at operators, such as that of directional derivatives
-        return cast(Tensor, handle_torch_function(maxplus, (x, w), x, w, where, how, ghost))
+        return handle_torch_function(maxplus, (x, w), x, w, where, how, ghost)
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghost is not None):
         return _with_winners(x, w, where, how, ghost)[0]
     return backend_for(x).value(x, w, where) if plain(x, w) else cast(Tensor, _value(x, w, where.key))
@@ -312,8 +312,7 @@ def maxplus_with_provenance(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`maxplus`, with the flat input index of each winner."""
     if has_torch_function((x, w)):
-        found = handle_torch_function(maxplus_with_provenance, (x, w), x, w, where, how, ghost)
-        return cast(tuple[Tensor, Tensor], found)
+        return handle_torch_function(maxplus_with_provenance, (x, w), x, w, where, how, ghost)
     y, arg, _ = _with_winners(x, w, where, how, ghost)
     return y, _cells(arg, list(x.shape), list(w.shape), where.key)
 

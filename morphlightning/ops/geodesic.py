@@ -84,5 +84,5 @@ def reconstruct(seed: Tensor, mask: Tensor, footprint: Tensor, reflect: bool) ->
     ``reflect`` says whether the footprint is reflected, as a dilation does, or not, as the dual of an erosion.
     """
     if has_torch_function((seed, mask)):
-        return cast(Tensor, handle_torch_function(reconstruct, (seed, mask), seed, mask, footprint, reflect))
+        return handle_torch_function(reconstruct, (seed, mask), seed, mask, footprint, reflect)
     return cast(Tensor, _Reconstruct.apply(seed, mask, footprint, reflect)[0])  # type: ignore[no-untyped-call]

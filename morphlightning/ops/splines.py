@@ -6,7 +6,7 @@ differentiable torch operations, so that mixed second derivatives are right with
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def spline(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
     ``knots`` says where equally spaced knots lie, or is a tensor of them, ascending.
     """
     if has_torch_function((x, values)):
-        return cast(Tensor, handle_torch_function(spline, (x, values), x, values, knots))
+        return handle_torch_function(spline, (x, values), x, values, knots)
     if plain(x, values) and not (isinstance(knots, Tensor) and (knots.requires_grad or not plain(knots))):
         kernels = _kernels(x, knots)
         if kernels is not None:

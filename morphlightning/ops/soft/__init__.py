@@ -209,7 +209,7 @@ def log_sum_exp_plus(
         precision: ``"bfloat16"`` for factors rounded to it.
     """
     if has_torch_function((x, w)):
-        return cast(Tensor, handle_torch_function(log_sum_exp_plus, (x, w), x, w, beta, where, precision))
+        return handle_torch_function(log_sum_exp_plus, (x, w), x, w, beta, where, precision)
     if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         if plain(x, w):
             return ladder.value(x, w, beta, where, precision)[0]
