@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.errors import ConfigError
+from morphlightning.interfaces import ActiveGraph
 from morphlightning.ops import eager
 from morphlightning.ops.geometry import Geometry
 
@@ -58,14 +59,14 @@ class Backend(Protocol):
         """Number of messages that each weight won."""
         ...
 
-    def counts(self, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
-        """Number of candidates within eps of each maximum."""
+    def active(self, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
+        """The graph of candidates within eps of their maximum."""
         ...
 
-    def spread(
-        self, ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+    def project(
+        self, u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, tau: float, count: bool
     ) -> tuple[Tensor, Tensor]:
-        """Messages to all candidates within eps of the maximum."""
+        """Pseudo-gradients of w that take each maximum to y - tau u, and touch counts."""
         ...
 
 

@@ -56,6 +56,66 @@ class ActiveChunk(NamedTuple):
     size: Tensor  # (R,) int64, number of active candidates
 
 
+class ActiveGraph(Protocol):
+    """Which candidates are active in which rows: a bipartite graph of all rows and input cells of one call.
+
+    The derivative of a maximum along h is the maximum of h over the active candidates, so it is a flat dilation on this
+    graph (docs/bouligand.md, "The derivative").
+    """
+
+    @property
+    def cells(self) -> int:
+        """Number of input values of one sample."""
+        ...
+
+    @property
+    def size(self) -> Tensor:
+        """Number of active candidates of each row (samples, units), int32; 0 where there is none."""
+        ...
+
+    @property
+    def tied(self) -> bool:
+        """Whether some row has more than one."""
+        ...
+
+    def to_cells(self, gy: Tensor) -> Tensor:
+        """Send each row's message (samples, units) to the cells of all its candidates: sums (samples, cells)."""
+        ...
+
+    def to_taps(self, gy: Tensor) -> Tensor:
+        """Send each row's message (samples, units) to the weights of all its candidates: sums (taps,)."""
+        ...
+
+    def dilate(self, h: Tensor) -> Tensor:
+        """Largest h (samples, cells) among each row's candidates (samples, units); 0 where there is none.
+
+        A constant border does not move: its h is 0.
+        """
+        ...
+
+    def erode(self, u: Tensor) -> Tensor:
+        """Least u (samples, units) among the rows in which a cell is active (samples, cells); inf where in none."""
+        ...
+
+    def select(self, values: Tensor) -> Tensor:
+        """The candidate of each row with the least value (samples, cells), the first of equal ones; -1 where none.
+
+        Taps inside the row's candidates, int32 (samples, units). A constant border is chosen where nothing else is.
+        """
+        ...
+
+    def deliver(self, gy: Tensor, taps: Tensor | None) -> Tensor:
+        """Send each row's message (samples, units) to one candidate, its winner for None: sums (samples, cells)."""
+        ...
+
+    def steepest(self, gy: Tensor, default: Tensor) -> Tensor:
+        """Of eight candidate messages the one along whose negative <gy, y> falls fastest, sample by sample.
+
+        See :func:`morphlightning.ops.messages.steepest`; samples without a tie keep ``default`` (samples, cells).
+        """
+        ...
+
+
 class SiteView(Protocol):
     """One call of one max-plus operator, as its backward sees it (erosions reach it through duality)."""
 
@@ -69,7 +129,7 @@ class SiteView(Protocol):
 
     @property
     def arg(self) -> Tensor:
-        """Winning tap of each row inside the row's candidates (samples, units), int64; -1 where there is none."""
+        """Winning tap of each row inside the row's candidates (samples, units), int32; -1 where there is none."""
         ...
 
     @property
@@ -87,22 +147,37 @@ class SiteView(Protocol):
         """Number of output values of one sample."""
         ...
 
-    def scatter(self, gy: Tensor) -> tuple[Tensor, Tensor]:
-        """Send each message ``gy`` (samples, units) to its winner: gradients (samples, cells) and (taps,)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """The max-plus operator of another input (samples, cells): (samples, units)."""
+        ...
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The adjoint erosion of y (samples, units): the greatest x (samples, cells) with forward(x) <= y."""
+        ...
+
+    def scatter(self, gy: Tensor, *, want_x: bool = True, want_w: bool = True) -> tuple[Tensor, Tensor]:
+        """Send each message ``gy`` (samples, units) to its winner: gradients (samples, cells) and (taps,).
+
+        What is not wanted is empty.
+        """
         ...
 
     def touches(self, gy: Tensor) -> Tensor:
         """Count, for each weight, the rows with a message different from zero that selected it, shape (taps,)."""
         ...
 
-    def counts(self, eps: float) -> Tensor:
-        """Number of active candidates of each row (samples, units), int32; 0 where there is none (since 1.1)."""
+    def active(self, eps: float) -> ActiveGraph:
+        """The graph of candidates within eps of their maximum."""
         ...
 
-    def spread(self, to_cells: Tensor, to_taps: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Send each row's messages (samples, units) to all its active candidates (since 1.1).
+    def expected(self, gy: Tensor, beta: float, *, want_x: bool = True, want_w: bool = True) -> tuple[Tensor, Tensor]:
+        """Share messages (samples, units) out by softmax(beta * scores): the gradient of log-sum-exp."""
+        ...
 
-        Gradients (samples, cells) and (taps,). The fast way for rules that treat all candidates of a row alike.
+    def projection(self, u: Tensor, tau: float, *, count: bool) -> tuple[Tensor, Tensor]:
+        """Pseudo-gradients (w - w') / tau of the metric projections w' of each row on {maximum = y - tau u}.
+
+        Shape (taps,), summed over rows, and how many of them moved each weight (empty without ``count``).
         """
         ...
 
@@ -111,7 +186,8 @@ class SiteView(Protocol):
         ...
 
 
-RouteFilter = Callable[[ActiveChunk, Tensor, Tensor], Tensor]
+Pulled = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Gradients for x (samples, cells) and w (taps,), and touch counts (taps,); None for what was not asked for."""
 
 
 class DerivativeRule(Component):
@@ -136,37 +212,44 @@ class DerivativeRule(Component):
         """Share out the messages ``u`` (R,): what each pair sends to its cell (N,) and to its tap (N,)."""
 
     def backward(
-        self, view: SiteView, gy: Tensor, count: bool, route_filter: RouteFilter | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pull ``gy`` (samples, units) back: gradients for x (samples, cells), w (taps,) and touch counts (taps,).
+        self, view: SiteView, gy: Tensor, *, want_x: bool = True, want_w: bool = True, count: bool = False
+    ) -> Pulled:
+        """Pull ``gy`` (samples, units) back to x, to w, and to the number of rows that touched each weight.
 
-        Rows without a tie go through the winner alone; only the others are recomputed. Override it only where most
-        pairs are active and a fused product is cheaper.
+        Rows without a tie go through the winner alone; only the others are recomputed, a chunk at a time. Override it
+        where ``view`` can do the same in fewer passes.
         """
-        if self.support == "first" and route_filter is None:
-            gx, gw = view.scatter(gy)
-            return gx, gw, view.touches(gy) if count else None
-        tied = torch.ones_like(view.gap, dtype=torch.bool) if route_filter is not None else view.gap <= self.eps
+        if self.support == "first":
+            return self.to_winners(view, gy, want_x, want_w, count)
+        tied = view.gap <= self.eps
         if self.scope == "sample":
             tied = tied.any(1, keepdim=True).expand_as(tied)
         rows = tied & (gy != 0)
-        gx, gw = view.scatter(gy.masked_fill(rows, 0))
-        touched = view.touches(gy.masked_fill(rows, 0)) if count else None
+        gx, gw, touched = self.to_winners(view, gy.masked_fill(rows, 0), want_x, want_w, count)
         for chunk in view.chunks(rows, self.eps):
-            u = gy[chunk.sample, chunk.unit]
-            to_cells, to_taps = self.route(chunk, u)
-            if route_filter is not None:
-                to_taps = route_filter(chunk, u, to_taps)
-            inside = chunk.cell >= 0
-            index = chunk.sample[chunk.owner] * view.cells + chunk.cell
-            gx.view(-1).index_add_(0, index[inside], to_cells[inside])
-            gw.index_add_(0, chunk.tap, to_taps)
+            to_cells, to_taps = self.route(chunk, gy[chunk.sample, chunk.unit])
+            if gx is not None:
+                inside = chunk.cell >= 0
+                index = chunk.sample[chunk.owner] * view.cells + chunk.cell
+                gx.view(-1).index_add_(0, index[inside], to_cells[inside])
+            if gw is not None:
+                gw.index_add_(0, chunk.tap, to_taps)
             if touched is not None:
                 touched.index_add_(0, chunk.tap, (to_taps != 0).to(touched.dtype))
         return gx, gw, touched
 
+    @staticmethod
+    def to_winners(view: SiteView, gy: Tensor, want_x: bool, want_w: bool, count: bool) -> Pulled:
+        """The gradient of fixed winners: what every rule does without ties."""
+        gx, gw = view.scatter(gy, want_x=want_x, want_w=want_w)
+        return gx if want_x else None, gw if want_w else None, view.touches(gy) if count else None
+
 
 # ------------------------------------------------------------------------------------------------- heuristics
+ToWeights = tuple[Tensor, Tensor | None]
+"""Gradient of the weights (taps,), and touch counts (taps,) where they are asked for."""
+
+
 class Heuristic(Component):
     """How a message is passed on, and how a batch of parameter directions becomes one step.
 
@@ -187,8 +270,8 @@ class Heuristic(Component):
         """Message to the inputs (samples, cells) in place of the derivative rule's ``default``."""
         raise TypeError(f"{type(self).__name__} declares stage 'message' but does not define message()")
 
-    def route(self, chunk: ActiveChunk, u: Tensor, default: Tensor) -> Tensor:
-        """What each active pair sends to its weight (N,) in place of the derivative rule's ``default``."""
+    def route(self, view: SiteView, gy: Tensor, count: bool, default: Callable[[Tensor], ToWeights]) -> ToWeights:
+        """What messages ``gy`` (samples, units) send to the weights in place of ``default(gy)``, the rule's way."""
         raise TypeError(f"{type(self).__name__} declares stage 'route' but does not define route()")
 
     def update(self, weight: Tensor, grad: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:

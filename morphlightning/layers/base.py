@@ -13,7 +13,7 @@ from morphlightning import registry
 from morphlightning.errors import ConfigError, ShapeError
 from morphlightning.interfaces import SiteSpec, Spec
 from morphlightning.layers.site import Site
-from morphlightning.ops.dispatch import plain
+from morphlightning.ops.plain import plain
 from morphlightning.pipeline import Pipeline
 
 

@@ -10,28 +10,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning.backends import backend_for
 from morphlightning.errors import NotSupportedError
 from morphlightning.ops import eager, geometry, policy, vmap
 from morphlightning.ops.geometry import Geometry
+from morphlightning.ops.plain import plain
 from morphlightning.ops.policy import Policy
 from morphlightning.ops.view import OperatorView
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Whether nothing but autograd looks on: then a backend is called directly, which saves what an operator costs.
-
-    Compilers, function transforms, dispatch modes and tensor subclasses need the registered operator.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and all(type(t) in (Tensor, Parameter) for t in tensors)
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 # ------------------------------------------------------------------------------------------- custom operators
@@ -92,24 +79,40 @@ def _(gx: Tensor, gw: Tensor, arg: Tensor, geometry_key: str) -> Tensor:
     return gx.new_empty(arg.shape)
 
 
-@torch.library.custom_op("morphlightning::maxplus_route", mutates_args=())
-def _route(
-    gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry_key: str, policy_key: str, count: bool
+def _follow_policy(
+    gy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    arg: Tensor,
+    gap: Tensor,
+    geometry_key: str,
+    policy_key: str,
+    want_x: bool,
+    want_w: bool,
+    count: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    where = geometry.parse(geometry_key)
-    sign = -1 if where.dual else 1  # the policy sees the max-plus operator inside a dual one: y = -max(-x + w)
-    gx, gw, touched = policy.parse(policy_key).backward(
-        OperatorView(x, w, arg, gap, where), sign * gy.flatten(1), count
+    where, gy = geometry.parse(geometry_key), gy.flatten(1)
+    gy = -gy if where.dual else gy  # the policy sees the max-plus operator inside a dual one: y = -max(-x + w)
+    gx, gw, touched = policy.parse(policy_key).backward(OperatorView(x, w, arg, gap, where), gy, want_x, want_w, count)
+    none = gy.new_empty(0)
+    return (
+        none if gx is None else (-gx if where.dual else gx).view(x.shape),
+        none if gw is None else gw.view(w.shape),
+        gy.new_empty(0) if touched is None else touched.view(w.shape),
     )
-    gx = sign * gx
-    return gx.view(x.shape), gw.view(w.shape), gw.new_zeros(w.shape) if touched is None else touched.view(w.shape)
+
+
+_route = torch.library.custom_op("morphlightning::maxplus_route", _follow_policy, mutates_args=())
 
 
 @_route.register_fake
-def _(
-    gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry_key: str, policy_key: str, count: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return gy.new_empty(x.shape), gy.new_empty(w.shape), gy.new_empty(w.shape)
+def _(gy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    want_x, want_w, count = rest[-3:]
+    return (
+        gy.new_empty(x.shape if want_x else (0,)),
+        gy.new_empty(w.shape if want_w else (0,)),
+        gy.new_empty(w.shape if count else (0,)),
+    )
 
 
 @torch.library.custom_op("morphlightning::maxplus_cells", mutates_args=())
@@ -210,9 +213,18 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, key: str, policy_key: str, count: bool
+        gy: Tensor,
+        x: Tensor,
+        w: Tensor,
+        arg: Tensor,
+        gap: Tensor,
+        key: str,
+        policy_key: str,
+        want_x: bool,
+        want_w: bool,
+        count: bool,
     ) -> Any:
-        return _route(gy, x, w, arg, gap, key, policy_key, count)
+        return _route(gy, x, w, arg, gap, key, policy_key, want_x, want_w, count)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -260,7 +272,8 @@ class _MaxPlus(torch.autograd.Function):
                 touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key)
         else:
             x, w, gap = rest
-            gx, gw, touched = _Route.apply(gy, x, w, arg, gap, ctx.key, ctx.policy_key, ctx.count)  # type: ignore[no-untyped-call]
+            settings = (ctx.key, ctx.policy_key, want_x, want_w, ctx.count)
+            gx, gw, touched = _pulled(gy, x, w, arg, gap, *settings)
         to_ghost = touched.to(ctx.ghost_dtype) if ctx.count and touched is not None else None
         return gx.to(x_dtype) if want_x else None, gw.to(w_dtype) if want_w else None, to_ghost, None, None, None
 
@@ -288,6 +301,13 @@ def _to_winners(
         return backend_for(gy).scatter(gy, arg, x, w, geometry.parse(key), want_x, want_w)
     gx, gw = _Scatter.apply(gy, arg, x, w, key, want_x, want_w)  # type: ignore[no-untyped-call]
     return gx, gw
+
+
+def _pulled(gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    if not torch.is_grad_enabled() and plain(gy, x, w):
+        return _follow_policy(gy, x, w, arg, gap, *settings)
+    pulled: tuple[Tensor, ...] = _Route.apply(gy, x, w, arg, gap, *settings)  # type: ignore[no-untyped-call]
+    return pulled
 
 
 def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None) -> Tensor:

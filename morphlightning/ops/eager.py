@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from morphlightning.ops.geometry import Dense, Geometry, Window
+
+if TYPE_CHECKING:
+    from morphlightning.ops.active import ActiveGraph
 
 BUDGET = 1 << 22
 """Scores held at once; 16 MiB in float32."""
@@ -35,7 +39,7 @@ def _unbounded(best: Tensor) -> Tensor:
 def value(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Maxima alone; of a dual geometry the minima -max(-x + w)."""
     x = -x if geometry.dual else x
-    search = _dense_value if isinstance(geometry, Dense) else _window_value
+    search = _dense_value if isinstance(geometry, Dense) else window_value
     y = _unbounded(search(x, w, geometry)).to(x.dtype)  # type: ignore[arg-type]
     return -y if geometry.dual else y
 
@@ -79,52 +83,50 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
     return _to_taps((gy != 0).to(gy.dtype), tap, w, geometry)
 
 
-def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
-    """How many candidates of each row lie within eps of the maximum: int32 in the shape of ``arg``, 0 where lost."""
-    total = torch.zeros_like(arg)
-    for rows, _, active in _active(x, w, geometry, eps):
-        part = total[rows]
-        part += active.sum(-1, dtype=torch.int32).view_as(part)
-    return total
+def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
+    """The graph of candidates within eps of their maximum, of an operator that is no dual one."""
+    from morphlightning.ops.active import ActiveGraph, Call  # it is made of the functions here
+
+    return ActiveGraph(Call(x, w, arg, gap, geometry), eps)
 
 
-def spread(
-    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+def project(
+    u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, tau: float, count: bool
 ) -> tuple[Tensor, Tensor]:
-    """Send each row's messages to all its candidates within eps of the maximum: ``ux`` to cells, ``uw`` to taps.
+    """Pseudo-gradients (w - w') / tau, added over rows, and how many rows moved each weight (empty without ``count``).
 
-    Gradients of the shapes of x and w for the operator's input, which is -x in a dual operator.
+    w' is the metric projection of a row's weights on {maximum = y - tau u}: where u > 0 every candidate above the
+    target is lowered to it, where u < 0 the winner is raised to it; of an operator that is no dual one.
     """
-    gx, gw = ux.new_zeros(len(x), math.prod(x.shape[1:])), uw.new_zeros(w.numel())
-    unit = torch.arange(math.prod(arg.shape[1:]), device=x.device)
-    first = unit // (len(unit) // w.shape[0]) * geometry.fan_in(w.shape)
-    for rows, taps, active in _active(x, w, geometry, eps):
-        cells = geometry.cell(unit[:, None], taps, x.shape, w.shape).flatten()
-        to_cells = (active * ux[rows].flatten(1)[..., None]).flatten(1)
-        gx[rows].index_add_(1, cells.clamp_min(0), to_cells.masked_fill_((cells < 0)[None], 0))
-        to_taps = (active * uw[rows].flatten(1)[..., None]).sum(0).flatten()
-        gw.index_add_(0, (first[:, None] + taps).flatten(), to_taps)
-    return gx.view(x.shape), gw.view(w.shape)
+    gw, touched = u.new_zeros(w.numel()), u.new_zeros(w.numel() if count else 0)
+    rows = u.flatten(1)
+    unit = torch.arange(rows.shape[1], device=x.device)
+    first = unit // (rows.shape[1] // w.shape[0]) * geometry.fan_in(w.shape)
+    winner, raising = arg.flatten(1), rows.clamp_max(0)
+    for part, taps, scores, top in scored(x, w, geometry):
+        target = top - tau * rows[part].clamp_min(0)[..., None]
+        sent = ((scores - target) / tau).clamp_min_(0)  # a missing weight has a score of -inf
+        sent.masked_fill_(((rows <= 0) | (winner < 0))[part][..., None], 0)
+        sent += torch.where(taps == winner[part][..., None], raising[part][..., None], 0.0)
+        index = (first[:, None] + taps).flatten()
+        gw.index_add_(0, index, sent.sum(0).flatten())
+        if count:
+            touched.index_add_(0, index, (sent != 0).sum(0).to(u.dtype).flatten())
+    return gw.view(w.shape), touched.view(w.shape if count else (0,))
 
 
-def _active(x: Tensor, w: Tensor, geometry: Geometry, eps: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some samples and taps at a time: which candidates (samples, units, taps) lie within eps of their maximum."""
-    x = -x if geometry.dual else x
+def scored(x: Tensor, w: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Some samples and taps at a time: their scores (samples, units, taps), and the maxima (samples, units, 1)."""
     if isinstance(geometry, Dense):
         taps, start = torch.arange(w.shape[1], device=x.device), 0
-        for scores in _dense_scores(x, w, geometry):
-            yield slice(start, start + len(scores)), taps, _within(scores, scores.amax(-1, keepdim=True), eps)
+        for scores in dense_scores(x, w, geometry):
+            yield slice(start, start + len(scores)), taps, scores, scores.amax(-1, keepdim=True)
             start += len(scores)
-    else:
-        best = _window_value(x, w, geometry)
-        top = _by_group(best, geometry)
-        for tap, scores in _shifts(x, w, geometry, best):
-            active = _within(scores, top, eps).flatten(1)[..., None]
-            yield slice(None), torch.tensor([tap], device=x.device), active
-
-
-def _within(scores: Tensor, top: Tensor, eps: float) -> Tensor:
-    return (top - scores <= eps) & (scores > -math.inf)
+        return
+    best = window_value(x, w, geometry)
+    top = best.flatten(1)[..., None]
+    for tap, scores in shifts(x, w, geometry, best):
+        yield slice(None), torch.tensor([tap], device=x.device), scores.flatten(1)[..., None], top
 
 
 def gather(gx: Tensor, gw: Tensor, arg: Tensor, geometry: Geometry) -> Tensor:
@@ -159,7 +161,7 @@ def rows_at_once(w: Tensor) -> int:
     return max(1, budget // max(1, w.numel()))
 
 
-def _dense_scores(x: Tensor, w: Tensor, geometry: Dense) -> Iterator[Tensor]:
+def dense_scores(x: Tensor, w: Tensor, geometry: Dense) -> Iterator[Tensor]:
     """Scores (samples, out, in), some samples at a time."""
     dtype, groups = compute_dtype(x, w), geometry.groups
     weights = w.to(dtype).unflatten(0, (groups, -1))
@@ -168,12 +170,12 @@ def _dense_scores(x: Tensor, w: Tensor, geometry: Dense) -> Iterator[Tensor]:
 
 
 def _dense_value(x: Tensor, w: Tensor, geometry: Dense) -> Tensor:
-    return torch.cat([scores.amax(-1) for scores in _dense_scores(x, w, geometry)])
+    return torch.cat([scores.amax(-1) for scores in dense_scores(x, w, geometry)])
 
 
 def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Tensor, Tensor, Tensor]:
     best, arg, second = [], [], []
-    for scores in _dense_scores(x, w, geometry):
+    for scores in dense_scores(x, w, geometry):
         top, at = scores.max(-1)  # the first of equal maxima, by torch's documentation
         best.append(top)
         arg.append(at.int())
@@ -182,12 +184,13 @@ def _dense_indices(x: Tensor, w: Tensor, geometry: Dense, gap: bool) -> tuple[Te
     return torch.cat(best), torch.cat(arg), torch.cat(second) if gap else w.new_empty(0, dtype=best[0].dtype)
 
 
-def _window_value(x: Tensor, w: Tensor, geometry: Window) -> Tensor:
+def window_value(x: Tensor, w: Tensor, geometry: Window) -> Tensor:
+    """Maxima over windows."""
     if geometry.flat:
         return _flat_value(x, w, geometry)
     best = x.new_full(geometry.output_shape(x.shape, w.shape), -math.inf, dtype=compute_dtype(x, w))
-    top = _by_group(best, geometry)
-    for _, scores in _shifts(x, w, geometry, best):
+    top = by_group(best, geometry)
+    for _, scores in shifts(x, w, geometry, best):
         torch.maximum(top, scores, out=top)
     return best
 
@@ -214,14 +217,14 @@ def _window_indices(x: Tensor, w: Tensor, geometry: Window, gap: bool) -> tuple[
     best = x.new_full(shape, -math.inf, dtype=compute_dtype(x, w))
     arg = torch.zeros(shape, dtype=torch.int32, device=x.device)
     second = best.clone() if gap else best.new_empty(0)
-    top, winner = _by_group(best, geometry), _by_group(arg, geometry)
+    top, winner = by_group(best, geometry), by_group(arg, geometry)
     earlier = _Earlier(x, w, geometry, top) if geometry.wraps or geometry.border == "constant" else None
-    for tap, scores in _shifts(x, w, geometry, best):
+    for tap, scores in shifts(x, w, geometry, best):
         better = ~(scores <= top) & ~top.isnan()  # greater, or the first NaN
         if earlier is not None:
             better |= earlier.among_equals(tap, better, scores == top)
         if gap:
-            runner_up = _by_group(second, geometry)
+            runner_up = by_group(second, geometry)
             torch.maximum(runner_up, torch.minimum(top, scores), out=runner_up)
         # taps ascend, so the latest is the largest; a product is vectorized where a selection is not
         torch.maximum(winner, better * torch.tensor(tap, dtype=torch.int32, device=x.device), out=winner)
@@ -248,12 +251,12 @@ class _Earlier:
         return earlier
 
 
-def _by_group(y: Tensor, geometry: Window) -> Tensor:
+def by_group(y: Tensor, geometry: Window) -> Tensor:
     """(samples, out, ...) as (samples, groups, out of a group, ...), without a copy."""
     return y.view(y.shape[0], geometry.groups, y.shape[1] // geometry.groups, *y.shape[2:])
 
 
-def _shifts(x: Tensor, w: Tensor, geometry: Window, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+def shifts(x: Tensor, w: Tensor, geometry: Window, like: Tensor) -> Iterator[tuple[int, Tensor]]:
     """For each tap: its number and the scores (samples, groups, out of a group, *extents) of all outputs."""
     groups, extents = geometry.groups, like.shape[2:]
     padded = bounded(geometry.pad(x.to(like.dtype)))

@@ -6,12 +6,14 @@ every process, which keeps compiled graphs valid when they are cached on disk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from morphlightning.interfaces import ActiveChunk, DerivativeRule, Heuristic
+from morphlightning.interfaces import DerivativeRule, Heuristic, Pulled, ToWeights
 from morphlightning.ops.view import OperatorView
 
 _known: dict[str, Policy] = {}
@@ -41,17 +43,35 @@ class Policy:
         """Whether the backward pass needs the winners alone."""
         return self.rule.support == "first" and self.message is None and not self.routes
 
-    def backward(self, view: OperatorView, gy: Tensor, count: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients for x (samples, cells) and w (taps,), and touch counts (taps,)."""
-        gx, gw, touched = self.rule.backward(view, gy, count, self._route if self.routes else None)
-        if self.message is not None:
+    def backward(self, view: OperatorView, gy: Tensor, want_x: bool, want_w: bool, count: bool) -> Pulled:
+        """Gradients for x (samples, cells) and w (taps,), and touch counts (taps,), where they are wanted."""
+        if not self.routes:
+            gx, gw, touched = self.rule.backward(view, gy, want_x=want_x, want_w=want_w, count=count)
+        else:
+            gx, _, _ = self.rule.backward(view, gy, want_w=False) if want_x else (None, None, None)
+            gw, touched = self._to_weights(view, gy, count) if want_w or count else (None, None)
+        if gx is not None and self.message is not None:
             gx = self.message.message(view, gy, gx)
         return gx, gw, touched
 
-    def _route(self, chunk: ActiveChunk, u: Tensor, to_taps: Tensor) -> Tensor:
+    def _to_weights(self, view: OperatorView, gy: Tensor, count: bool) -> ToWeights:
+        """The route heuristics around the rule; the last one written is the outermost."""
+
+        def rule(messages: Tensor) -> ToWeights:
+            _, gw, touched = self.rule.backward(view, messages, want_x=False, count=count)
+            assert gw is not None
+            return gw, touched
+
+        send: Callable[[Tensor], ToWeights] = rule
         for heuristic in self.routes:
-            to_taps = heuristic.route(chunk, u, to_taps)
-        return to_taps
+            send = partial(_routed, heuristic, view, count, send)
+        return send(gy)
+
+
+def _routed(
+    heuristic: Heuristic, view: OperatorView, count: bool, default: Callable[[Tensor], ToWeights], gy: Tensor
+) -> ToWeights:
+    return heuristic.route(view, gy, count, default)
 
 
 def parse(key: str) -> Policy:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning import backends
-from morphlightning.ops.dispatch import plain
+from morphlightning.ops.plain import plain
 
 Uniform = tuple[float, float]
 """First knot and distance between knots."""

@@ -61,7 +61,7 @@ def message_changes_the_message_alone(subject: Subject) -> None:
 
 
 def route_changes_the_weights_alone(subject: Subject) -> None:
-    """route() gives finite shares, none to missing weights, and leaves the message to the inputs alone."""
+    """route() sends finite numbers, none to missing weights, and leaves the message to the inputs alone."""
     heuristic = _of_stage(subject, "route")
     for case in cases(integers=True):
         w = case.w.clone()

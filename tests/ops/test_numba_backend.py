@@ -20,6 +20,7 @@ from torch import Tensor
 
 import morphlightning.functional as mf
 from morphlightning import backends
+from morphlightning.interfaces import ActiveGraph
 from morphlightning.ops import eager
 from morphlightning.ops.geometry import Dense, Geometry, Window
 
@@ -50,10 +51,29 @@ def check(x: Tensor, w: Tensor, where: Geometry) -> None:
         )
     assert torch.equal(cpu.touches(gy, arg, w.shape, where), eager.touches(gy, arg, w.shape, where))
     for eps in (0.0, 1.0, math.inf):
-        assert torch.equal(cpu.counts(x, w, arg, gaps, where, eps), eager.counts(x, w, arg, gaps, where, eps))
-        close(
-            cpu.spread(gy, 2 * gy, x, w, arg, gaps, where, eps), eager.spread(gy, 2 * gy, x, w, arg, gaps, where, eps)
-        )
+        call = (-x if where.dual else x, w, arg, gaps, plain(where), eps)
+        check_graphs(eager.active(*call), cpu.active(*call))
+    for tau in (0.1, 3.0):
+        inner = (-x if where.dual else x).clamp_max(100.0)  # a step from an infinite score has no size
+        _, arg, gaps = eager.indices(inner, w, plain(where), True)
+        close(*(backend.project(gy, inner, w, arg, gaps, plain(where), tau, True) for backend in (cpu, eager)))
+
+
+def plain(where: Geometry) -> Geometry:
+    return replace(where, dual=False)
+
+
+def check_graphs(expected: ActiveGraph, seen: ActiveGraph) -> None:
+    """All passes over the active candidates."""
+    assert torch.equal(seen.size, expected.size)
+    assert seen.tied == expected.tied
+    dtype = expected.call.gap.dtype
+    rows, cells = (torch.randn(len(expected.size), n, dtype=dtype) for n in (expected.units, expected.cells))
+    for name, values in (("to_cells", rows), ("to_taps", rows), ("dilate", cells), ("erode", rows)):
+        torch.testing.assert_close(getattr(seen, name)(values), getattr(expected, name)(values))
+    values = cells.round()  # the first of equal ones
+    assert torch.equal(seen.select(values), expected.select(values))
+    torch.testing.assert_close(seen.deliver(rows, seen.select(values)), expected.deliver(rows, seen.select(values)))
 
 
 def close(seen: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

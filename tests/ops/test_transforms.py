@@ -141,7 +141,7 @@ def test_opcheck(x_shape: tuple[int, ...], w_shape: tuple[int, ...], where, dtyp
     torch.library.opcheck(dispatch._cells, (arg, *shapes, where.key), test_utils=tests)
     torch.library.opcheck(dispatch._gather, (x.float(), w.float(), arg, where.key), test_utils=tests)
     for derivative in ("uniform", "bouligand"):
-        arguments = (gy, turned, w, arg, gap, where.key, policy_key(derivative), True)
+        arguments = (gy, turned, w, arg, gap, where.key, policy_key(derivative), True, False, True)
         torch.library.opcheck(dispatch._route, arguments, test_utils=tests)
 
 

@@ -7,6 +7,7 @@ runs itself in a process of its own, in which the tests of the kernels see tenso
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,10 +70,11 @@ def check(x, w, geometry):
 
 def check_ties(x, w, geometry, eps):
     _, arg, gap = eager.indices(x, w, geometry, True)
-    same([gpu.counts(x, w, arg, gap, geometry, eps)], [eager.counts(x, w, arg, gap, geometry, eps)])
+    call = (-x if geometry.dual else x, w, arg, gap, replace(geometry, dual=False), eps)
+    seen, expected = gpu.active(*call), eager.active(*call)
+    same([seen.size], [expected.size])
     ux, uw = torch.randn(2, *arg.shape, device=DEVICE).to(gap.dtype)
-    sent = (ux, uw, x, w, arg, gap, geometry, eps)
-    close(gpu.spread(*sent), eager.spread(*sent))
+    close([seen.to_cells(ux), seen.to_taps(uw)], [expected.to_cells(ux), expected.to_taps(uw)])
 
 
 # ------------------------------------------------------------------------------------------------------- dense
@@ -150,7 +152,7 @@ def test_nan_wins_and_is_near_nobody():
     assert y[0].isnan().all()
     assert gap[0].isnan().all()
     assert (arg[0] == 1).all()
-    assert (gpu.counts(x, w, arg, gap, Dense(), 1.0)[0] == 0).all()
+    assert (gpu.active(x, w, arg, gap, Dense(), 1.0).size[0] == 0).all()
 
 
 @kernels
@@ -320,8 +322,8 @@ def every(x, w, geometry):
         y, arg, gaps = gpu.indices(x, w, geometry, gap)
     gpu.scatter(y, arg, x.shape, w.shape, geometry)
     if isinstance(geometry, Dense):
-        gpu.counts(x, w, arg.zero_(), gaps, geometry, 0.1)
-        gpu.spread(y, y, x, w, arg, gaps, geometry, 0.1)
+        graph = gpu.active(x, w, arg.zero_(), gaps, geometry, 0.1)
+        graph.size, graph.to_cells(gaps), graph.to_taps(gaps)
 
 for dtype in (torch.float32, torch.float64, torch.bfloat16):
     every(torch.zeros(64, 160, dtype=dtype), torch.zeros(64, 80, dtype=dtype), Dense(2, True))

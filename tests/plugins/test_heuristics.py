@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,12 +15,12 @@ import morphlightning.functional as mf
 from morphlightning import apply_update_heuristics, layers, registry
 from morphlightning.errors import ConfigError, PluginNotFoundError
 from morphlightning.functional.dense import max_plus
-from morphlightning.interfaces import ActiveChunk, Heuristic, SiteView
+from morphlightning.interfaces import Heuristic, SiteView, ToWeights
 from morphlightning.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Shift(Heuristic):
+class Together(Heuristic):
     """All inputs move by the same amount: sign of the summed message, with the mass of the rule's own."""
 
     stage: ClassVar[str] = "message"
@@ -31,26 +31,16 @@ class Shift(Heuristic):
 
 
 @dataclass(frozen=True)
-class LowerOnly(Heuristic):
-    """Weights are lowered, never raised."""
-
-    stage: ClassVar[str] = "route"
-
-    def route(self, chunk: ActiveChunk, u: Tensor, default: Tensor) -> Tensor:
-        """Positive shares only."""
-        return default.clamp_min(0)
-
-
-@dataclass(frozen=True)
 class Times(Heuristic):
     """Weights receive ``factor`` times their share."""
 
     factor: float = 2.0
     stage: ClassVar[str] = "route"
 
-    def route(self, chunk: ActiveChunk, u: Tensor, default: Tensor) -> Tensor:
+    def route(self, view: SiteView, gy: Tensor, count: bool, default: Callable[[Tensor], ToWeights]) -> ToWeights:
         """The share, scaled."""
-        return self.factor * default
+        gw, touched = default(gy)
+        return self.factor * gw, touched
 
 
 @dataclass(frozen=True)
@@ -68,8 +58,7 @@ class Last(Heuristic):
 @pytest.fixture(autouse=True)
 def local_heuristics():
     with (
-        registry.registered("heuristics", "shift", Shift),
-        registry.registered("heuristics", "lower_only", LowerOnly),
+        registry.registered("heuristics", "together", Together),
         registry.registered("heuristics", "times", Times),
         registry.registered("heuristics", "last", Last),
     ):
@@ -80,7 +69,7 @@ def local_heuristics():
     "make", [lambda h: layers.Dilation(5, 4, heuristic=h), lambda h: layers.Dilation2d(2, 3, heuristic=h)]
 )
 def test_a_message_heuristic_acts_inside_backward(make) -> None:
-    layer, plain = make("shift"), make("plain")
+    layer, plain = make("together"), make("plain")
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(3, 5) if layer.weight.ndim == 2 else torch.randn(3, 2, 4, 5)
     grads = []
@@ -112,13 +101,13 @@ def test_a_route_heuristic_changes_what_weights_receive(derivative: str) -> None
     down(x).backward(gy.clamp_min(0))
     torch.testing.assert_close(routed_w, down.weight.grad)
     torch.testing.assert_close(run("times")[1], 2 * gw)
-    torch.testing.assert_close(run([Times(3.0), LowerOnly(), "times"])[1], 6 * routed_w)
+    torch.testing.assert_close(run([Times(3.0), "lower_only", "times"])[1], 6 * routed_w)
 
 
 def test_stages_compose() -> None:
-    layer = layers.Dilation(5, 4, derivative="bouligand", heuristic="shift+count_normalized+times")
+    layer = layers.Dilation(5, 4, derivative="bouligand", heuristic="together+count_normalized+times")
     pipeline = layer.pipeline
-    assert isinstance(pipeline.policy.message, Shift)
+    assert isinstance(pipeline.policy.message, Together)
     assert pipeline.policy.routes == (Times(),)
     assert [type(u).__name__ for u in pipeline.updates] == ["CountNormalized"]
     assert pipeline.needs == {"count", "samples"}
@@ -130,7 +119,7 @@ def test_stages_compose() -> None:
 
 
 def test_compiled_stages() -> None:
-    layer = layers.Dilation(5, 4, heuristic="shift+times")
+    layer = layers.Dilation(5, 4, heuristic="together+times")
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x, gy = torch.randn(3, 5), torch.randn(3, 4)
     seen = []
@@ -161,8 +150,8 @@ def test_names_mappings_and_objects_mean_the_same() -> None:
 
 
 def test_refused_compositions() -> None:
-    with pytest.raises(ConfigError, match=r"shift and shift are both message heuristics .* keep one"):
-        Pipeline.parse("first", "shift+shift")
+    with pytest.raises(ConfigError, match=r"together and together are both message heuristics .* keep one"):
+        Pipeline.parse("first", "together+together")
     with pytest.raises(ConfigError, match="last must come after count_normalized; swap them"):
         Pipeline.parse("first", "last+count_normalized")
     assert Pipeline.parse("first", "count_normalized+last").updates
@@ -177,11 +166,11 @@ def test_refused_compositions() -> None:
 def test_names_mean_what_is_registered_now() -> None:
     """A name that stands for another class later is not answered from memory."""
 
-    class Other(Shift):
+    class Other(Together):
         """Another one."""
 
-    with registry.registered("heuristics", "changing", Shift):
-        assert type(Pipeline.parse("first", "changing").policy.message) is Shift
+    with registry.registered("heuristics", "changing", Together):
+        assert type(Pipeline.parse("first", "changing").policy.message) is Together
     with registry.registered("heuristics", "changing", Other):
         assert type(Pipeline.parse("first", "changing").policy.message) is Other
 

@@ -237,8 +237,9 @@ class NanRoute(Heuristic):
 
     stage: ClassVar[Any] = "route"
 
-    def route(self, chunk: Any, u: Tensor, default: Tensor) -> Tensor:
-        return default * math.nan
+    def route(self, view: Any, gy: Tensor, count: bool, default: Any) -> Any:
+        gw, touched = default(gy)
+        return gw * math.nan, touched
 
 
 @breaks("heuristics", "acts_deterministically_inside_backward")

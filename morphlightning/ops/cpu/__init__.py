@@ -15,7 +15,9 @@ from torch import Tensor
 
 from morphlightning import backends
 from morphlightning.ops import eager
+from morphlightning.ops.active import ActiveGraph, Call
 from morphlightning.ops.cpu import dense, dense_backward, flat, window, window_backward
+from morphlightning.ops.cpu.active import ListedGraph
 from morphlightning.ops.cpu.workers import KernelError
 from morphlightning.ops.geometry import Dense, Geometry
 
@@ -96,23 +98,19 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
 
 
 @_or_eager
-def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
-    """Number of candidates within eps of each maximum."""
-    if not isinstance(geometry, Dense):
-        return eager.counts(x, w, arg, gap, geometry, eps)
-    x, w = _operands(-x if geometry.dual else x, w)
-    x = eager.bounded(x)
-    return dense_backward.counts(x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)
+def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
+    """The graph of candidates within eps of their maximum."""
+    return ListedGraph(Call(x, w, arg, gap, geometry), eps)
 
 
 @_or_eager
-def spread(
-    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+def project(
+    u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, tau: float, count: bool
 ) -> tuple[Tensor, Tensor]:
-    """Messages to all candidates within eps of the maximum."""
+    """Pseudo-gradients that take each maximum to y - tau u, and touch counts."""
     if not isinstance(geometry, Dense):
-        return eager.spread(ux, uw, x, w, arg, gap, geometry, eps)
-    x, w = _operands(-x if geometry.dual else x, w)
-    x = eager.bounded(x)
-    messages = ux.to(x.dtype).contiguous(), uw.to(x.dtype).contiguous()
-    return dense_backward.spread(*messages, x, w, arg.contiguous(), gap.contiguous(), geometry.groups, eps)
+        return eager.project(u, x, w, arg, gap, geometry, tau, count)
+    x, w = _operands(x, w)
+    operands = u.to(x.dtype).contiguous(), eager.bounded(x), w, arg.contiguous(), gap.contiguous()
+    gw, touched = dense_backward.project(*operands, geometry.groups, tau)
+    return gw, touched if count else touched.new_empty(0)

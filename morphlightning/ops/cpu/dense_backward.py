@@ -2,8 +2,8 @@
 
 Limit: one read-modify-write for each output and each of x and w, at addresses that depend on data; nothing there is
 vectorized, but it is a fourth of the forward pass. A task owns some rows of the gradient of x, or some rows of that of
-w, and goes through its messages in a fixed order: no atomics, the same bits for any number of threads. Where rules send
-to all candidates within eps of a maximum, rows without a near tie cost the same; the others scan their taps.
+w, and goes through its messages in a fixed order: no atomics, the same bits for any number of threads. A projection
+scans the taps of rows that have several candidates above their target, and no others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morphlightning.ops.cpu.sweeps import count_active, send_to_active
+from morphlightning.ops.cpu.sweeps import lower_active
 from morphlightning.ops.cpu.workers import Worker, floats_of, kernel, next_task, numbers, slots_of, unsigned
 
 ROWS = 8
@@ -62,71 +62,34 @@ def _scatter(args, dtype):
 
 
 @kernel
-def _spread(args, dtype):
-    """Messages to all candidates within eps of the maxima."""
+def _project(args, dtype):
+    """Lower candidates above their target, raise winners below it; a task owns the weights of some outputs."""
     s = slots_of(args)
-    samples, groups, outs, taps = s[10], s[11], s[12], s[13]
-    eps = dtype(floats_of(args)[14])
-    units = groups * outs
-    ux, uw = numbers(s[2], samples * units, dtype), numbers(s[3], samples * units, dtype)
-    x, w = numbers(s[4], samples * groups * taps, dtype), numbers(s[5], units * taps, dtype)
-    arg, gap = numbers(s[6], samples * units, np.int32), numbers(s[7], samples * units, dtype)
-    gx, gw = numbers(s[8], samples * groups * taps, dtype), numbers(s[9], units * taps, dtype)
-    row_tasks = (samples + ROWS - 1) // ROWS
+    samples, groups, outs, taps = s[9], s[10], s[11], s[12]
+    tau = dtype(floats_of(args)[13])
+    units, scale = groups * outs, dtype(1) / tau
+    u, x = numbers(s[2], samples * units, dtype), numbers(s[3], samples * groups * taps, dtype)
+    w = numbers(s[4], units * taps, dtype)
+    arg, gap = numbers(s[5], samples * units, np.int32), numbers(s[6], samples * units, dtype)
+    gw, touched = numbers(s[7], units * taps, dtype), numbers(s[8], units * taps, dtype)
     blocks = (outs + OUTPUTS - 1) // OUTPUTS
     task = next_task(s)
     while task >= 0:
-        if task < row_tasks:
-            first, last = task * ROWS, min(task * ROWS + ROWS, samples)
-            gx[first * groups * taps : last * groups * taps] = dtype(0)
-            for row in range(first * groups, last * groups):
-                for o in range(outs):
-                    at, iw = row * outs + o, (row % groups * outs + o) * taps
-                    if gap[at] > eps:
-                        if arg[at] >= 0:
-                            gx[row * taps + arg[at]] += ux[at]
-                    elif arg[at] >= 0 and ux[at] != dtype(0):
-                        ix = row * taps
-                        top = x[ix + arg[at]] + w[iw + arg[at]]
-                        send_to_active(x, ix, w, iw, gx, ix, taps, top, eps, ux[at])
-        else:
-            g, block = (task - row_tasks) // blocks, (task - row_tasks) % blocks
-            first = g * outs + block * OUTPUTS
-            last = min(first + OUTPUTS, g * outs + outs)
-            gw[first * taps : last * taps] = dtype(0)
-            for b in range(samples):
-                for unit in range(first, last):
-                    at, ix, iw = b * units + unit, (b * groups + g) * taps, unit * taps
-                    if gap[at] > eps:
-                        if arg[at] >= 0:
-                            gw[iw + arg[at]] += uw[at]
-                    elif arg[at] >= 0 and uw[at] != dtype(0):
-                        top = x[ix + arg[at]] + w[iw + arg[at]]
-                        send_to_active(x, ix, w, iw, gw, iw, taps, top, eps, uw[at])
-        task = next_task(s)
-
-
-@kernel
-def _count(args, dtype):
-    """How many candidates lie within eps of each maximum; a task is some samples."""
-    s = slots_of(args)
-    samples, groups, outs, taps = s[7], s[8], s[9], s[10]
-    eps = dtype(floats_of(args)[11])
-    units = groups * outs
-    x, w = numbers(s[2], samples * groups * taps, dtype), numbers(s[3], units * taps, dtype)
-    arg, gap = numbers(s[4], samples * units, np.int32), numbers(s[5], samples * units, dtype)
-    total = numbers(s[6], samples * units, np.int32)
-    task = next_task(s)
-    while task >= 0:
-        for row in range(task * ROWS * groups, min(task * ROWS + ROWS, samples) * groups):
-            for o in range(outs):
-                at, ix, iw = row * outs + o, row * taps, (row % groups * outs + o) * taps
-                winner = arg[at]
-                if winner < 0 or gap[at] > eps:
-                    total[at] = 1 if winner >= 0 else 0
-                else:
-                    top = x[ix + winner] + w[iw + winner]
-                    total[at] = count_active(x, ix, w, iw, taps, top, eps)
+        g, first = task // blocks, task // blocks * outs + task % blocks * OUTPUTS
+        last = min(first + OUTPUTS, g * outs + outs)
+        gw[first * taps : last * taps] = dtype(0)
+        touched[first * taps : last * taps] = dtype(0)
+        for b in range(samples):
+            for unit in range(first, last):
+                at, ix, iw = b * units + unit, (b * groups + g) * taps, unit * taps
+                message, winner = u[at], arg[at]
+                if winner >= 0 and message != dtype(0):
+                    if message < dtype(0) or gap[at] >= tau * message:
+                        gw[iw + winner] += message
+                        touched[iw + winner] += dtype(1)
+                    else:
+                        target = x[ix + winner] + w[iw + winner] - tau * message
+                        lower_active(x, ix, w, iw, gw, touched, iw, taps, target, scale)
         task = next_task(s)
 
 
@@ -139,25 +102,16 @@ def _scatter64(args):
     _scatter(args, np.float64)
 
 
-def _spread32(args):
-    _spread(args, np.float32)
+def _project32(args):
+    _project(args, np.float32)
 
 
-def _spread64(args):
-    _spread(args, np.float64)
-
-
-def _count32(args):
-    _count(args, np.float32)
-
-
-def _count64(args):
-    _count(args, np.float64)
+def _project64(args):
+    _project(args, np.float64)
 
 
 _SCATTER = {torch.float32: Worker(_scatter32), torch.float64: Worker(_scatter64)}
-_SPREAD = {torch.float32: Worker(_spread32), torch.float64: Worker(_spread64)}
-_COUNT = {torch.float32: Worker(_count32), torch.float64: Worker(_count64)}
+_PROJECT = {torch.float32: Worker(_project32), torch.float64: Worker(_project64)}
 
 
 # -------------------------------------------------------------------------------------------------- from outside
@@ -179,28 +133,12 @@ def scatter(
     return gx, gw
 
 
-def spread(
-    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, groups: int, eps: float
+def project(
+    u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, groups: int, tau: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients where each row sends ``ux`` to the cells and ``uw`` to the taps within eps of its maximum; finite x."""
-    gx, gw = torch.empty_like(x), torch.empty_like(w)
+    """Pseudo-gradients of w that take each maximum to y - tau u, and how many rows moved each weight; finite x."""
+    gw, touched = torch.empty_like(w), torch.empty_like(w)
     samples, outs, taps = len(x), len(w) // groups, w.shape[1]
-    tasks = -(-samples // ROWS) + groups * -(-outs // OUTPUTS)
-    _SPREAD[x.dtype](
-        tasks, x.numel() * outs, ux, uw, x, w, arg, gap, gx, gw, samples, groups, outs, taps, _finite(eps, x.dtype)
-    )
-    return gx, gw
-
-
-def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, groups: int, eps: float) -> Tensor:
-    """How many candidates lie within eps of each maximum (int32, 0 where lost)."""
-    total = torch.empty_like(arg)
-    samples, outs, taps = len(x), len(w) // groups, w.shape[1]
-    tasks = -(-samples // ROWS)
-    _COUNT[x.dtype](tasks, x.numel() * outs, x, w, arg, gap, total, samples, groups, outs, taps, _finite(eps, x.dtype))
-    return total
-
-
-def _finite(eps: float, dtype: torch.dtype) -> float:
-    """As a finite number, so that a score of -inf is never near."""
-    return float(min(eps, torch.finfo(dtype).max))
+    tasks = groups * -(-outs // OUTPUTS)
+    _PROJECT[x.dtype](tasks, x.numel() * outs, u, x, w, arg, gap, gw, touched, samples, groups, outs, taps, tau)
+    return gw, touched

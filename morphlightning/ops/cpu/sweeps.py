@@ -67,9 +67,9 @@ def any_above(x, ix, n, sign, limit):
 
 def _by_vectors(emit: Emitter, n: Any) -> Iterator[tuple[int, Any]]:
     """Emit two loops over k < n, by whole vectors and by the numbers that remain; yields the step and k."""
-    builder = emit.builder
-    whole = builder.and_(n, I64(-emit.lanes))
-    for count, first, end in ((emit.lanes, I64(0), whole), (1, whole, n)):
+    builder, first = emit.builder, I64(0)
+    for count in (emit.lanes, 1):
+        end = builder.and_(n, I64(-count))
         some, after = (builder.function.append_basic_block(name) for name in ("some", "after"))
         builder.cbranch(builder.icmp_signed("<", first, end), some, after)
         builder.position_at_end(some)
@@ -77,11 +77,12 @@ def _by_vectors(emit: Emitter, n: Any) -> Iterator[tuple[int, Any]]:
         k = builder.phi(I64)
         yield count, k
         following = builder.add(k, I64(count))
-        emit.join(k, entry, first, loop, following)
+        emit.join(k, entry, first, builder.block, following)
         builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
         builder.position_at_end(done)
         builder.branch(after)
         builder.position_at_end(after)
+        first = end
 
 
 def _elementwise(
@@ -291,65 +292,104 @@ def _active(emit: Emitter, x: Any, w: Any, k: Any, count: int, top: Any, eps: An
     return emit.builder.fcmp_ordered("<=", slack, emit.splat(eps, count))
 
 
-def _build_send(emit: Emitter) -> Any:
-    """Emit void send(x, w, g, n, top, eps, message): g[k] += message at active candidates k < n."""
-    number, pointer = emit.number, emit.number.as_pointer()
-    function, body = emit.function("send", [pointer, pointer, pointer, I64, *[number] * 3])
+def _build_list(emit: Emitter) -> Any:
+    """Emit void list(x, w, n, top, eps, first, shift, unit, taps, cells, units, found); see :func:`list_active`.
+
+    There is no branch that depends on where candidates are: what a vector holds of them is packed and written, up to a
+    vector too much, which the next one overwrites.
+    """
+    pointer, places = emit.number.as_pointer(), I32.as_pointer()
+    kinds = [pointer, pointer, I64, *[emit.number] * 2, *[I32] * 3, *[places] * 3, I64.as_pointer()]
+    function, body = emit.function("list", kinds)
     if body is None:
         return function
-    x, w, g, n, top, eps, message = function.args
+    x, w, n, top, eps, first, shift, unit, taps, cells, units, found = function.args
+    builder = body.builder
+    number_found = builder.alloca(I64)  # in a register, once it is optimized
+    builder.store(I64(0), number_found)
     for count, k in _by_vectors(body, n):
-        active = _active(body, x, w, k, count, top, eps)
-        zero = body.splat(ir.Constant(number, 0.0), count)
-        sent = body.builder.select(active, body.splat(message, count), zero)
-        body.store(body.builder.fadd(body.load(g, k, count), sent), g, k)
-    body.builder.ret_void()
+        active, whole = _active(body, x, w, k, count, top, eps), ir.VectorType(I32, count)
+        lowest = body.splat(builder.add(first, builder.trunc(k, I32)), count)
+        place = builder.add(lowest, ir.Constant(whole, list(range(count))))
+        if count > 1:
+            name, types_of = f"llvm.experimental.vector.compress.v{count}i32", [whole, active.type, whole]
+            place = body.intrinsic(name, whole, types_of, [place, active, ir.Constant(whole, ir.Undefined)])
+        so_far = builder.load(number_found)
+        body.store(place, taps, so_far)
+        bits = builder.bitcast(active, ir.IntType(count))
+        here = body.intrinsic(f"llvm.ctpop.i{count}", bits.type, [bits.type], [bits])
+        builder.store(builder.add(so_far, builder.zext(here, I64)), number_found)
+    total = builder.load(number_found)
+    entry, loop, done = body.loop()
+    k = builder.phi(I64)
+    lanes = body.lanes
+    body.store(builder.sub(body.load(taps, k, lanes, I32), body.splat(shift, lanes)), cells, k)
+    body.store(body.splat(unit, lanes), units, k)
+    following = builder.add(k, I64(lanes))
+    body.join(k, entry, I64(0), builder.block, following)
+    builder.cbranch(builder.icmp_signed("<", following, total), loop, done)
+    builder.position_at_end(done)
+    builder.store(total, found)
+    builder.ret_void()
     return function
 
 
-def _build_count(emit: Emitter) -> Any:
-    """Emit void count(x, w, n, top, eps, found): found[0] += how many x[k] + w[k] >= top - eps, for k < n."""
-    pointer = emit.number.as_pointer()
-    function, body = emit.function("count", [pointer, pointer, I64, *[emit.number] * 2, I64.as_pointer()])
+def _build_lower(emit: Emitter) -> Any:
+    """Emit void lower(x, w, g, c, n, target, scale): g[k] += (s - target) scale and c[k] += 1 where s > target."""
+    number, pointer = emit.number, emit.number.as_pointer()
+    function, body = emit.function("lower", [*[pointer] * 4, I64, number, number])
     if body is None:
         return function
-    x, w, n, top, eps, found = function.args
+    x, w, g, c, n, target, scale = function.args
     builder = body.builder
     for count, k in _by_vectors(body, n):
-        bits = builder.bitcast(_active(body, x, w, k, count, top, eps), ir.IntType(count))
-        here = body.intrinsic(f"llvm.ctpop.i{count}", bits.type, [bits.type], [bits])
-        builder.store(builder.add(builder.load(found), builder.zext(here, I64)), found)
+        zero, one = (body.splat(ir.Constant(number, value), count) for value in (0.0, 1.0))
+        score = builder.fadd(body.load(x, k, count), body.load(w, k, count))
+        above = builder.fsub(score, body.splat(target, count))
+        moved = builder.fcmp_ordered(">", above, zero)
+        sent = builder.select(moved, builder.fmul(above, body.splat(scale, count)), zero)
+        body.store(builder.fadd(body.load(g, k, count), sent), g, k)
+        body.store(builder.fadd(body.load(c, k, count), builder.select(moved, one, zero)), c, k)
     builder.ret_void()
     return function
 
 
 @intrinsic
-def send_to_active(
-    typing: Any, x: Any, ix: Any, w: Any, iw: Any, g: Any, to: Any, n: Any, top: Any, eps: Any, message: Any
-) -> Any:
-    """g[to + k] += message for the candidates k < n whose score x + w lies within eps, which is finite, of ``top``."""
+def list_active(
+    typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any, first: Any, shift: Any, unit: Any,
+    taps: Any, cells: Any, units: Any, to: Any,
+) -> Any:  # fmt: skip
+    """List the candidates k < n whose score x + w lies within eps, which is finite, of ``top``; returns how many.
+
+    From element ``to`` on taps holds first + k, cells first + k - shift and units unit, int32; n and a vector must fit.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = Emitter(context, builder, x.dtype)
-        arrays = [emit.pointer(a, *values[k : k + 2]) for a, k in ((x, 0), (w, 2), (g, 4))]
-        builder.call(_build_send(emit), [*arrays, *values[6:]])
-        return context.get_dummy_value()
-
-    whole = types.int64
-    return types.void(x, whole, w, whole, g, whole, whole, *[x.dtype] * 3), generate
-
-
-@intrinsic
-def count_active(typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any) -> Any:
-    """How many candidates k < n have a score x + w within eps, which is finite, of ``top``."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        emit = Emitter(context, builder, x.dtype)
-        found = cgutils.alloca_once_value(builder, I64(0))
-        builder.store(I64(0), found)
+        found = cgutils.alloca_once(builder, I64)
         arrays = [emit.pointer(a, *values[k : k + 2]) for a, k in ((x, 0), (w, 2))]
-        builder.call(_build_count(emit), [*arrays, *values[4:], found])
+        numbers = [builder.trunc(number, I32) for number in values[7:10]]
+        columns = [emit.pointer(a, values[k], values[13], I32) for a, k in ((taps, 10), (cells, 11), (units, 12))]
+        builder.call(_build_list(emit), [*arrays, *values[4:7], *numbers, *columns, found])
         return builder.load(found)
 
     whole = types.int64
-    return types.int64(x, whole, w, whole, whole, *[x.dtype] * 2), generate
+    settings = [whole, x.dtype, x.dtype, whole, whole, whole]
+    return types.int64(x, whole, w, whole, *settings, taps, cells, units, whole), generate
+
+
+@intrinsic
+def lower_active(
+    typing: Any, x: Any, ix: Any, w: Any, iw: Any, g: Any, c: Any, to: Any, n: Any, target: Any, scale: Any
+) -> Any:
+    """g[to + k] += (s - target) scale and c[to + k] += 1 for the candidates k < n with a score s above ``target``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, x.dtype)
+        arrays = [emit.pointer(a, *values[k : k + 2]) for a, k in ((x, 0), (w, 2))]
+        targets = [emit.pointer(g, values[4], values[6]), emit.pointer(c, values[5], values[6])]
+        builder.call(_build_lower(emit), [*arrays, *targets, *values[7:]])
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(x, whole, w, whole, g, c, whole, whole, *[x.dtype] * 2), generate

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.ops import eager
+from morphlightning.ops.active import ActiveGraph, Call
 from morphlightning.ops.geometry import Dense, Geometry
 
 
@@ -56,26 +57,24 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
         return sums.to_weights((gy != 0).to(gy.dtype), arg, w)
 
 
-def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> Tensor:
-    """As :func:`morphlightning.ops.eager.counts`, which computes it for windows."""
-    if not isinstance(geometry, Dense):
-        return eager.counts(x, w, arg, gap, geometry, eps)
-    with torch.cuda.device_of(x):
-        return _for(geometry, x, w, "ties").counts(x, w, arg, gap, geometry, eps)  # type: ignore[no-any-return]
+def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
+    """As :func:`morphlightning.ops.eager.active`, with kernels for two of its passes where all see all."""
+    if not isinstance(geometry, Dense) or not x.numel():
+        return eager.active(x, w, arg, gap, geometry, eps)
+    from morphlightning.ops.gpu.ties import DenseGraph
+
+    return DenseGraph(Call(x, w, arg, gap, geometry), eps)
 
 
-def spread(
-    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float
+def project(
+    u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, tau: float, count: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`morphlightning.ops.eager.spread`, which computes it for windows."""
-    if not isinstance(geometry, Dense):
-        return eager.spread(ux, uw, x, w, arg, gap, geometry, eps)
-    with torch.cuda.device_of(x):
-        return _for(geometry, x, w, "ties").spread(ux, uw, x, w, arg, gap, geometry, eps)  # type: ignore[no-any-return]
+    """As :func:`morphlightning.ops.eager.project`, which computes it."""
+    return eager.project(u, x, w, arg, gap, geometry, tau, count)
 
 
-def _for(geometry: Geometry, x: Tensor, w: Tensor | None = None, dense: str = "dense") -> Any:
+def _for(geometry: Geometry, x: Tensor, w: Tensor | None = None) -> Any:
     """The module with the kernels; eager for empty tensors, for which a grid would be empty."""
     if not x.numel() or (w is not None and not w.numel()):
         return eager
-    return import_module(f"{__name__}.{dense if isinstance(geometry, Dense) else 'window'}")
+    return import_module(f"{__name__}.{'dense' if isinstance(geometry, Dense) else 'window'}")

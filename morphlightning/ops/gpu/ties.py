@@ -8,6 +8,7 @@ what is summed in ascending order, so that the order of additions is fixed.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls, ignore-missing-imports
 
 import math
+from functools import cached_property
 
 import torch
 import triton
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from morphlightning.ops import eager
+from morphlightning.ops.active import ActiveGraph
 from morphlightning.ops.geometry import Dense
 from morphlightning.ops.gpu.common import DTYPES, OPTIONS, power_of_two
 
@@ -72,7 +74,46 @@ def _send(own, other, top, messages, total, rows, others, width, own_row, own_gr
     tl.store(total + at, sums, mask=live)
 
 
-def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Dense, eps: float) -> Tensor:
+class DenseGraph(ActiveGraph):
+    """The graph of a dense operator: counted, and sent messages, by kernels; the other passes are those of eager."""
+
+    @cached_property
+    def size(self) -> Tensor:
+        """Number of candidates within eps of each maximum."""
+        x, w, arg, _, where = self.call
+        assert isinstance(where, Dense)
+        with torch.cuda.device_of(x):
+            return counts(x, w, arg, where, self.eps)
+
+    def to_cells(self, gy: Tensor) -> Tensor:
+        """Messages to the cells of all candidates within eps of the maximum."""
+        (samples, units), outs, fan_in = self.call.arg.shape, *self._sizes
+        a, b, top = self._scores
+        strides = (self.cells, fan_in), (fan_in, outs * fan_in), (units, 1, outs)
+        with torch.cuda.device_of(gy):
+            return _sent(a, b, top, gy, (samples, outs), *strides, self.call.where.groups, self.eps)
+
+    def to_taps(self, gy: Tensor) -> Tensor:
+        """Messages to the weights of all candidates within eps of the maximum."""
+        (samples, units), outs, fan_in = self.call.arg.shape, *self._sizes
+        a, b, top = self._scores
+        strides = (fan_in, outs * fan_in), (self.cells, fan_in), (1, units, outs)
+        with torch.cuda.device_of(gy):
+            return _sent(b, a, top, gy, (outs, samples), *strides, self.call.where.groups, self.eps).flatten()
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        w = self.call.w
+        return len(w) // self.call.where.groups, w.shape[1]
+
+    @cached_property
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        x, w, arg, _, where = self.call
+        assert isinstance(where, Dense)
+        return _scores(x, w, arg, where)
+
+
+def counts(x: Tensor, w: Tensor, arg: Tensor, geometry: Dense, eps: float) -> Tensor:
     """Number of candidates within eps of each maximum."""
     a, b, top = _scores(x, w, arg, geometry)
     (samples, units), fan_in, outs = arg.shape, w.shape[1], len(w) // geometry.groups
@@ -84,19 +125,6 @@ def counts(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Dense, eps:
         DTYPE=DTYPES[a.dtype], SAMPLES=tile[0], OUTS=tile[1], **OPTIONS,
     )  # fmt: skip
     return total
-
-
-def spread(
-    ux: Tensor, uw: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Dense, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Messages to all candidates within eps of the maximum."""
-    a, b, top = _scores(x, w, arg, geometry)
-    (samples, units), fan_in, outs = arg.shape, w.shape[1], len(w) // geometry.groups
-    cells = (x.shape[1], fan_in)
-    weights = (fan_in, outs * fan_in)
-    gx = _sent(a, b, top, ux, (samples, outs), cells, weights, (units, 1, outs), geometry.groups, eps)
-    gw = _sent(b, a, top, uw, (outs, samples), weights, cells, (1, units, outs), geometry.groups, eps)
-    return gx, gw
 
 
 def _sent(
@@ -117,7 +145,7 @@ def _sent(
 def _scores(x: Tensor, w: Tensor, arg: Tensor, geometry: Dense) -> tuple[Tensor, Tensor, Tensor]:
     """What is added to a score, and the score of each winner; NaN, near nothing, where there is none."""
     dtype = eager.compute_dtype(x, w)
-    a = eager.bounded((-x if geometry.dual else x).to(dtype)).contiguous()
+    a = eager.bounded(x.to(dtype)).contiguous()
     b = w.to(dtype).contiguous()
     tap = arg.clamp_min(0).long()
     unit = torch.arange(arg.shape[1], device=x.device)

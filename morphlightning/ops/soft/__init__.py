@@ -10,8 +10,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning.errors import NotSupportedError
 from morphlightning.ops import eager, geometry
-from morphlightning.ops.dispatch import plain
 from morphlightning.ops.geometry import DENSE, Geometry
+from morphlightning.ops.plain import plain
 from morphlightning.ops.soft import ladder
 from morphlightning.ops.soft.product import Precision, Product
 from morphlightning.ops.vmap import vmap_by_loop

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from morphlightning.interfaces import ActiveChunk, DerivativeRule
+from morphlightning.interfaces import ActiveChunk, DerivativeRule, Pulled, SiteView
 from morphlightning_plugins.derivatives.selection import check_eps
 
 
@@ -40,6 +40,24 @@ class Bouligand(DerivativeRule):
         to_cells = torch.where(lower | chosen, message, 0.0)
         to_taps = torch.where(lower | chunk.winner, message, 0.0)
         return to_cells, to_taps
+
+    def backward(
+        self, view: SiteView, gy: Tensor, *, want_x: bool = True, want_w: bool = True, count: bool = False
+    ) -> Pulled:
+        """The same by sums over the active graph."""
+        graph = view.active(self.eps)
+        if not graph.tied:
+            return self.to_winners(view, gy, want_x, want_w, count)
+        lower, raised = gy.clamp_min(0), gy.clamp_max(0)
+        gx = gw = touched = None
+        if want_x:
+            opposing = graph.to_cells(lower)
+            gx = opposing + graph.deliver(raised, graph.select(opposing))
+        if want_w:
+            gw = graph.to_taps(lower) + view.scatter(raised, want_x=False)[1]
+        if count:
+            touched = graph.to_taps((lower > 0).to(gy.dtype)) + view.touches(raised)
+        return gx, gw, touched
 
 
 def _least_opposed(chunk: ActiveChunk, u: Tensor, message: Tensor) -> Tensor:

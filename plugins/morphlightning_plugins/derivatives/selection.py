@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from morphlightning.interfaces import ActiveChunk, DerivativeRule, RouteFilter, SiteView
+from morphlightning.interfaces import ActiveChunk, ActiveGraph, DerivativeRule, Pulled, SiteView
 
 
 def check_eps(eps: float) -> None:
@@ -19,22 +19,25 @@ def check_eps(eps: float) -> None:
 
 
 class _Alike(DerivativeRule):
-    """Rules that send the same to all candidates of a row: one pass of the backend, which scans near ties alone."""
+    """Rules that send the same to all candidates of a row: sums over the active graph."""
 
     @abstractmethod
-    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+    def share(self, graph: ActiveGraph, gy: Tensor) -> Tensor:
         """What each candidate of a row receives, for messages ``gy`` (samples, units)."""
 
     def backward(
-        self, view: SiteView, gy: Tensor, count: bool, route_filter: RouteFilter | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, view: SiteView, gy: Tensor, *, want_x: bool = True, want_w: bool = True, count: bool = False
+    ) -> Pulled:
         """Shares to all candidates, and how often each weight received one."""
-        if route_filter is not None:
-            return super().backward(view, gy, count, route_filter)
-        share = self.share(view, gy)
-        gx, gw = view.spread(share, share, self.eps)
-        touched = (share != 0).to(share.dtype)
-        return gx, gw, view.spread(touched, touched, self.eps)[1] if count else None
+        graph = view.active(self.eps)
+        if not graph.tied:
+            return self.to_winners(view, gy, want_x, want_w, count)
+        share = self.share(graph, gy)
+        return (
+            graph.to_cells(share) if want_x else None,
+            graph.to_taps(share) if want_w else None,
+            graph.to_taps((share != 0).to(share.dtype)) if count else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class Uniform(_Alike):
         share = (u / chunk.size)[chunk.owner]
         return share, share
 
-    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+    def share(self, graph: ActiveGraph, gy: Tensor) -> Tensor:
         """Divide each message by the number of candidates."""
-        return gy / view.counts(self.eps).clamp_min(1)
+        return gy / graph.size.clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,6 @@ class All(_Alike):
         """Send u to each candidate."""
         return u[chunk.owner], u[chunk.owner]
 
-    def share(self, view: SiteView, gy: Tensor) -> Tensor:
+    def share(self, graph: ActiveGraph, gy: Tensor) -> Tensor:
         """The message itself."""
         return gy
