@@ -13,7 +13,7 @@ from torch import nn
 def entered(module: nn.Module | None) -> Iterator[list[tuple[str, str]]]:
     """Keep, while modules below ``module`` run, the stack of (name, type) of those that were entered.
 
-    The hooks that do it are gone afterwards.
+    After an error it still tells where that happened. The hooks that do it are gone afterwards.
     """
     stack: list[tuple[str, str]] = []
     with ExitStack() as hooks:
@@ -23,9 +23,10 @@ def entered(module: nn.Module | None) -> Iterator[list[tuple[str, str]]]:
             def enter(_: nn.Module, __: Any, entry: tuple[str, str] = entry) -> None:
                 stack.append(entry)
 
-            def leave(*_: Any) -> None:
-                stack.pop()
+            def leave(*_: Any, entry: tuple[str, str] = entry) -> None:
+                while stack.pop() != entry:  # above lie modules whose error was caught
+                    pass
 
             hooks.callback(child.register_forward_pre_hook(enter, prepend=True).remove)
-            hooks.callback(child.register_forward_hook(leave, always_call=True).remove)
+            hooks.callback(child.register_forward_hook(leave).remove)
         yield stack
