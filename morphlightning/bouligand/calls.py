@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from morphlightning.bouligand.names import entered
+from morphlightning.bouligand.passes import entered, undisturbed
 from morphlightning.ops.dispatch import maxplus, maxplus_with_provenance
 from morphlightning.ops.geometry import Geometry
 
@@ -43,7 +42,6 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.no_grad()
 def operator_calls(module: nn.Module, *inputs: Any) -> list[OperatorCall]:
     """All max-plus operator calls of ``module(*inputs)``, in order, with copies of what they were given.
 
@@ -51,11 +49,11 @@ def operator_calls(module: nn.Module, *inputs: Any) -> list[OperatorCall]:
     group a channel where channels are added. Soft operators and reconstructions are no max-plus calls.
 
     Args:
-        module: Any module; neither its buffers nor its gradients change.
+        module: Any module; neither it nor torch's random generators change.
         *inputs: Arguments of its forward pass.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with entered(module) as stack:
+    with undisturbed([inputs, buffers, *module.parameters()]), entered(module) as stack:
         recorder = _Recorder(stack)
         with recorder:
             functional_call(module, buffers, inputs)

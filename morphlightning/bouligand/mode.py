@@ -12,7 +12,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_map
+from torch.utils._pytree import tree_map
 
 from morphlightning.bouligand import affine
 from morphlightning.bouligand.kinks import Kink
@@ -65,7 +65,7 @@ class Directional(TorchFunctionMode):
 
     Args:
         where: What to call the pass in messages.
-        stack: Modules entered, as of :func:`morphlightning.bouligand.names.entered`.
+        stack: Modules entered, as of :func:`morphlightning.bouligand.passes.entered`.
         eps: Candidates within eps of a maximum, and values within eps of a knot, count as tied.
         radii: Measure how far each kink is away, and refuse what is curved.
     """
@@ -150,16 +150,19 @@ class Directional(TorchFunctionMode):
 
     def refusal(self, why: str) -> NotSupportedError:
         """The error that says where a direction cannot be followed, and why."""
-        through = f", in {affine.plain_name(self._running[0])}" if self._running else ""
-        if not self._stack:
-            return NotSupportedError(f"{self.where}: {why}{through}")
-        name, kind = self._stack[-1]
-        return NotSupportedError(f"{self.where}: {why}{through}, inside module {name!r} ({kind})")
+        outermost = affine.plain_name(self._running[0]) if self._running else ""
+        through = "" if why.startswith(outermost) else f", in {outermost}"
+        inside = ", inside module {!r} ({})".format(*self._stack[-1]) if self._stack else ""
+        return NotSupportedError(f"{self.where}: {why}{through}{inside}")
 
 
 def moves(tree: Any) -> bool:
-    """Whether a tensor in ``tree`` has a direction."""
-    return bool(tree_any(lambda x: isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None, tree))
+    """Whether a tensor in nested tuples, lists and dicts has a direction."""
+    if isinstance(tree, Tensor):
+        return forward_ad.unpack_dual(tree).tangent is not None
+    if isinstance(tree, dict):
+        return any(map(moves, tree.values()))
+    return isinstance(tree, tuple | list) and any(map(moves, tree))
 
 
 def _value(x: Any) -> Any:

@@ -137,7 +137,7 @@ def _minimum(mode: Directional, y: Tensor, input: Tensor, other: Tensor) -> Kink
 
 
 def _two(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    return torch.stack([a.to(like.dtype).expand_as(like), b.to(like.dtype).expand_as(like)], -1)
+    return torch.stack([a.to(like).expand_as(like), b.to(like).expand_as(like)], -1)
 
 
 @composition("elu")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 import morphlightning.bouligand.operators
 import morphlightning.bouligand.pointwise
 import morphlightning.bouligand.selection  # noqa: F401 - these three declare the rules
 from morphlightning.bouligand.mode import Directional, Radius
-from morphlightning.bouligand.names import entered
+from morphlightning.bouligand.passes import entered, undisturbed
 from morphlightning.errors import ConfigError, ShapeError
 
 Directions = Mapping[str, Tensor]
@@ -75,11 +73,8 @@ class Ray:
 
     def at(self, t: float = 0.0, *, eps: float = 0.0, radii: bool = False) -> Point:
         """One pass at p + t d."""
-        with _undisturbed(self._start), forward_ad.dual_level(), entered(self._module) as stack:
-            moving = [
-                p if d is None else forward_ad.make_dual(torch.add(p, d, alpha=t), d)
-                for p, d in zip(self._start, self._direction, strict=True)
-            ]
+        with undisturbed(self._start), forward_ad.dual_level(), entered(self._module) as stack:
+            moving = [_moved(p, d, t) for p, d in zip(self._start, self._direction, strict=True)]
             mode = Directional(self._where, stack, eps, radii)
             try:
                 with mode:
@@ -90,13 +85,11 @@ class Ray:
             return Point(tree_map(_value, output), tree_map(_slope, output), mode.radii)
 
 
-@contextmanager
-def _undisturbed(tensors: Any) -> Iterator[None]:
-    devices = {t.device for t in tree_leaves(tensors) if isinstance(t, Tensor) and t.is_cuda}
-    same_draws = torch.random.fork_rng(list(devices))
-    plain_attention = sdpa_kernel(SDPBackend.MATH)  # the only one that has derivatives along directions
-    with torch.inference_mode(False), torch.no_grad(), same_draws, plain_attention:
-        yield
+def _moved(p: Any, d: Tensor | None, t: float) -> Any:
+    """A copy of p + t d with its direction: functions may work in place."""
+    if d is None:
+        return p.clone() if isinstance(p, Tensor) else p
+    return forward_ad.make_dual(torch.add(p, d, alpha=t), d)
 
 
 def _value(y: Any) -> Any:

@@ -140,9 +140,7 @@ def test_soft_operators(operator, beta: float):
     w[1, 2] = -math.inf
     step = 1e-6 / beta
     central = (operator(x + step * h, w + step * v, beta) - operator(x - step * h, w - step * v, beta)) / (2 * step)
-    torch.testing.assert_close(
-        bderivative(x, w, h, v, operator=operator, beta=beta), central, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(bderivative(x, w, h, v, operator=operator, beta=beta), central, rtol=1e-5, atol=1e-5)
 
 
 def test_soft_windows():

@@ -27,10 +27,17 @@ def test_calls_in_order_with_names_and_geometry():
 def test_nothing_of_the_module_changes():
     net = nn.Sequential(nn.BatchNorm1d(6), layers.Dilation(6, 4, heuristic="count_normalized"), nn.Dropout())
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    operator_calls(net, torch.randn(5, 6))
+    x, random = torch.randn(5, 6), torch.get_rng_state()
+    operator_calls(net, x)
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     assert net[1].site.tally.grad is None
+
+
+def test_compiled_modules_are_seen_through():
+    net = torch.compile(nn.Sequential(nn.ReLU(), layers.Dilation(6, 4)), backend="eager")
+    assert [call.name for call in operator_calls(net, torch.randn(5, 6))] == ["_orig_mod.1"]
 
 
 def test_what_is_recorded_is_a_copy():

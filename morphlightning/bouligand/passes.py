@@ -1,4 +1,4 @@
-"""Which module a forward pass is in."""
+"""Forward passes that leave no trace, and say which module they are in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,28 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+
+@contextmanager
+def undisturbed(tensors: Any) -> Iterator[None]:
+    """Uncompiled, without a gradient, and with random numbers that nobody misses afterwards.
+
+    Args:
+        tensors: Any tree of tensors that says which devices compute.
+    """
+    devices = {t.device for t in tree_leaves(tensors) if isinstance(t, Tensor) and t.is_cuda}
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(list(devices)),
+        torch.compiler.set_stance("force_eager"),  # compiled code asks no mode
+        sdpa_kernel(SDPBackend.MATH),  # the only attention that has derivatives along directions
+    ):
+        yield
 
 
 @contextmanager
