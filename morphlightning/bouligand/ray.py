@@ -86,10 +86,10 @@ class Ray:
 
 
 def _moved(p: Any, d: Tensor | None, t: float) -> Any:
-    """A copy of p + t d with its direction: functions may work in place."""
+    """A copy of p + t d with a copy of its direction: functions may work in place, on both."""
     if d is None:
         return p.clone() if isinstance(p, Tensor) else p
-    return forward_ad.make_dual(torch.add(p, d, alpha=t), d)
+    return forward_ad.make_dual(torch.add(p, d, alpha=t), d.clone())
 
 
 def _value(y: Any) -> Any:
