@@ -37,7 +37,7 @@ _TRAINING = 5  # torch.batch_norm(input, weight, bias, mean, variance, training,
 def plain_name(func: Any) -> str:
     """The name of a function of torch, the same in all its spellings."""
     name: str = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
-    return name.strip("_")
+    return name.strip("_").removeprefix("special_")
 
 
 def in_place(func: Any) -> bool:

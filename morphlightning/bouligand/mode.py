@@ -81,7 +81,7 @@ class Directional(TorchFunctionMode):
         if not moves((args, kwargs)):
             return func(*args, **kwargs)
         if func not in RULES and func not in self._running and _unfolds(func):
-            with self._inside(func):
+            with self._inside(func), self:
                 return _unfolded(func)(*args, **kwargs)
         name = affine.plain_name(func)
         given = RULES.get(func) or RULES.get(name)
@@ -99,9 +99,8 @@ class Directional(TorchFunctionMode):
         values = tree_map(_value, args)
         output = func(*((values[0].clone(), *values[1:]) if in_place else values), **tree_map(_value, kwargs))
         y, *rest = (output,) if isinstance(output, Tensor) else output
-        self._running.append(func)
-        kink = given(self, y, *args, **kwargs)
-        self._running.pop()
+        with self._inside(func):
+            kink = given(self, y, *args, **kwargs)
         if kink.radius is not None:
             rows = kink.radius.to(y.dtype).masked_fill(~y.isfinite(), math.inf)
             self.radii.append(Radius(self._stack[-1][0] if self._stack else "", rows))
@@ -115,21 +114,19 @@ class Directional(TorchFunctionMode):
 
     def _smooth(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """By torch's own derivative."""
+        given = (args[0], *args[1]) if name == "einsum" else args
+        positions = {i for i, argument in enumerate(given) if moves(argument)}
+        names = {key for key, argument in kwargs.items() if moves(argument)}
         output = func(*args, **kwargs)
-        if self.radius and moves(output):
-            args = (args[0], *args[1]) if name == "einsum" else args
-            positions = {i for i, argument in enumerate(args) if moves(argument)}
-            names = {key for key, argument in kwargs.items() if moves(argument)}
-            if not affine.is_affine(name, positions, names, args):
-                raise self.refusal(f"{name} is curved along this direction: it has no exact radius")
+        if self.radius and moves(output) and not affine.is_affine(name, positions, names, given):
+            raise self.refusal(f"{name} is curved along this direction: it has no exact radius")
         return output
 
     @contextmanager
     def _inside(self, func: Any) -> Iterator[None]:
         self._running.append(func)
         try:
-            with self:
-                yield
+            yield
         finally:
             self._running.pop()
 

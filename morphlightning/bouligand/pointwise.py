@@ -132,12 +132,14 @@ def _maximum(mode: Directional, y: Tensor, input: Tensor, other: Tensor) -> Kink
 @rule("minimum", "fmin")
 def _minimum(mode: Directional, y: Tensor, input: Tensor, other: Tensor) -> Kink:
     (x, h), (z, g) = mode.pair(input), mode.pair(other)
-    kink = compete(lambda: [(-_two(x, z, y), -_two(h, g, y))], mode.eps, mode.radius)
+    kink = compete(lambda: [(_two(-x, -z, y), _two(-h, -g, y))], mode.eps, mode.radius)
     return kink._replace(slope=-kink.slope)
 
 
 def _two(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    return torch.stack([a.to(like).expand_as(like), b.to(like).expand_as(like)], -1)
+    """Side by side; NaN never wins, as in fmax, and where it does the value says so."""
+    both = torch.stack([a.to(like).expand_as(like), b.to(like).expand_as(like)], -1)
+    return both.masked_fill(both.isnan(), -math.inf)
 
 
 @composition("elu")

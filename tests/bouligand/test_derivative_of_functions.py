@@ -200,6 +200,14 @@ def test_dtype_and_values_are_those_of_the_function():
     assert torch.equal(indices, x.max(1).indices)
 
 
+def test_not_a_number():
+    x, other, h = torch.tensor([math.nan, 1.0]), torch.tensor([2.0, math.nan]), torch.tensor([5.0, 7.0])
+    assert bderivative(Call(lambda x: torch.fmax(x, other)), x, h).tolist() == [0.0, 7.0]
+    assert bderivative(Call(lambda x: torch.fmin(other, x)), x, h).tolist() == [0.0, 7.0]
+    for function in (lambda x: torch.maximum(x, other), F.relu, lambda x: x.amax() + x):
+        assert bderivative(Call(function), x, h)[0].isnan()
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [
@@ -210,6 +218,7 @@ def test_dtype_and_values_are_those_of_the_function():
         ("cummax", lambda x: torch.cummax(x, 1).values),
         ("sign", torch.sign),
         ("round", torch.round),
+        ("round", torch.special.round),
         ("floor", lambda x: x.floor()),
         ("floor_divide", lambda x: x // 2),
         ("remainder", lambda x: x % 2),

@@ -53,14 +53,16 @@ def test_tied_weights_of_two_stages(operator):
 
 
 def test_forward_mode_of_torch_is_wrong_where_maxima_tie():
-    """The reason for this package: amax and amin spread a direction evenly among the tied."""
+    """The reason for this package: amax takes the mean of the tied slopes, max(dim) the first."""
     x, h = integers(2000, 1, 6, seed=0), integers(2000, 1, 6, seed=1, low=-3, high=4)
     w = integers(5, 6, seed=2)
     _, by_torch = torch.func.jvp(lambda x: (x + w).amax(-1), (x,), (h,))
     exact = (((x + T * h) + w).amax(-1) - (x + w).amax(-1)) / T
-    wrong = (by_torch - exact).abs()
-    assert wrong.amax() > 2
-    assert (wrong > 0.1).double().mean() > 0.3
+    _, by_first = torch.func.jvp(lambda x: (x + w).max(-1).values, (x,), (h,))
+    for slope, share in ((by_torch, 0.3), (by_first, 0.2)):
+        wrong = (slope - exact).abs()
+        assert wrong.amax() > 2
+        assert (wrong > 0.1).double().mean() > share
     assert torch.equal(bderivative(x[:, 0], w, h[:, 0]), exact)
     assert active_set(x[:, 0], w).sum(-1).double().mean() > 1.5
 

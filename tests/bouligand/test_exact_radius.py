@@ -279,6 +279,9 @@ def test_a_product_of_two_that_move_is_curved():
         exact_radius(net, x, x, params={"0.weight": v})
     for h, params in ((x, {"0.bias": bias}), (None, {"0.weight": v, "0.bias": bias}), (x, None)):
         assert 0 < exact_radius(net, x, h, params=params).network < math.inf
+    assert exact_radius(Call(lambda x: torch.ones_like(bias).mul_(x[0, :3]).relu()), x, -x).network == 1.0
+    with pytest.raises(NotSupportedError, match="mul is curved"):
+        exact_radius(Call(lambda x: x.clone().mul_(x)), x, x)
     layer = nn.PReLU().double()
     with pytest.raises(NotSupportedError, match="prelu is curved where input and weight move"):
         exact_radius(layer, x, x, params={"weight": torch.ones(1)})
