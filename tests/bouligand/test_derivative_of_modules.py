@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morphlightning import MorphologicalAutoencoder, MorphologicalClassifier, layers, registry
-from morphlightning.bouligand import bderivative, loss_slope
+from morphlightning.bouligand import bderivative, exact_radius, loss_slope
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
 
 T = 2.0**-14
@@ -111,6 +113,28 @@ def test_deep_convolutional_composition():
     assert exact.abs().amax() > 1
     assert (exact != 0).any(1).sum() > 10
     assert torch.equal(bderivative(net, x, h), exact)
+
+
+STAGES = [
+    lambda i, o: layers.Dilation(i, o),
+    lambda i, o: layers.Erosion(i, o),
+    lambda i, o: nn.Sequential(layers.Opening(i, o), nn.Linear(i, o)),
+    lambda i, o: nn.Sequential(nn.LeakyReLU(0.5), nn.Linear(i, o), nn.Hardtanh(-2, 2)),
+]
+
+
+def test_random_networks():
+    """Their derivative everywhere; and up to its radius, the network is its first-order model."""
+    for seed in range(20):
+        kinds = torch.randint(0, 4, (5,), generator=torch.Generator().manual_seed(seed)).tolist()
+        sizes = itertools.pairwise([6, 5, 4, 6, 5, 3])
+        net = with_integers(nn.Sequential(*(STAGES[kind](i, o) for kind, (i, o) in zip(kinds, sizes))), seed * 100)
+        x, h = integers(150, 6, seed=seed), integers(150, 6, seed=seed + 1000, low=-2, high=3)
+        y, slope = net(x), bderivative(net, x, h)
+        assert torch.equal(slope, (net(x + T * h) - y) / T)
+        radius = exact_radius(net, x, h).network
+        if radius < math.inf:
+            torch.testing.assert_close(net(x + radius * h), y + radius * slope, rtol=0, atol=1e-10)
 
 
 def test_twenty_layers():
