@@ -12,6 +12,7 @@ from morphlightning import vision as _vision
 
 if TYPE_CHECKING:
     from morphlightning import (
+        bouligand,
         callbacks,
         data,
         errors,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
+    "bouligand",
     "callbacks",
     "data",
     "errors",
@@ -53,6 +55,7 @@ __all__ = [
     "SafeCheckpointIO",
     "__version__",
     "apply_update_heuristics",
+    "bouligand",
     "callbacks",
     "data",
     "errors",
