@@ -1,5 +1,6 @@
 """Lightning callbacks that measure and never change training."""
 
 from morphlightning_plugins.diagnostics.gradient_density import GradientDensity
+from morphlightning_plugins.diagnostics.tie_monitor import TieMonitor
 
-__all__ = ["GradientDensity"]
+__all__ = ["GradientDensity", "TieMonitor"]
