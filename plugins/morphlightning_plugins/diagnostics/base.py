@@ -63,10 +63,7 @@ class ReplayDiagnostic(PeriodicDiagnostic):
         self._off = False
 
     def before_step(self, trainer: Trainer, module: LightningModule, replay: Replay) -> None:
-        """Measure with the parameters of the forward pass; gradients are there."""
-
-    def after_step(self, trainer: Trainer, module: LightningModule, replay: Replay) -> None:
-        """Measure after the optimizer's step."""
+        """Measure with the parameters of the forward pass; to be overridden."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Try anew."""
@@ -79,21 +76,46 @@ class ReplayDiagnostic(PeriodicDiagnostic):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure where the step is due."""
-        if self._replay is not None:
-            with self._or_turned_off():
-                self.before_step(trainer, pl_module, self._replay)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Measure again, and forget the batch."""
         replay, self._replay = self._replay, None
-        if replay is not None and not self._off:
-            with self._or_turned_off():
-                self.after_step(trainer, pl_module, replay)
+        if replay is not None:
+            with self.or_turned_off():
+                self.before_step(trainer, pl_module, replay)
 
     @contextmanager
-    def _or_turned_off(self) -> Iterator[None]:
+    def or_turned_off(self) -> Iterator[None]:
+        """Turn a measurement that is not possible into a warning, and make no other one."""
         try:
             yield
         except (MorphLightningError, NotImplementedError) as error:
             self._off = True
             rank_zero_warn(f"{self.name} is turned off for the rest of this fit: {error}")
+
+
+class StepDiagnostic(ReplayDiagnostic):
+    """Base of the diagnostics that compare the parameters before and after the measured step."""
+
+    def __init__(self, every_n_steps: int = 50, prog_bar: bool = False) -> None:
+        super().__init__(every_n_steps, prog_bar)
+        self._before: tuple[Replay, dict[str, Tensor]] | None = None
+
+    def after_step(self, trainer: Trainer, module: LightningModule, replay: Replay, before: dict[str, Tensor]) -> None:
+        """Measure the step that has been taken; to be overridden.
+
+        Args:
+            trainer: The Trainer.
+            module: The module, with the parameters after the step.
+            replay: The batch of the step.
+            before: The parameters before the step that train, by name.
+        """
+
+    def before_step(self, trainer: Trainer, module: LightningModule, replay: Replay) -> None:
+        """Copy the parameters."""
+        parameters = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+        self._before = replay, parameters
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Measure where a step that was due has been taken."""
+        before, self._before = self._before, None
+        if before is not None:
+            with self.or_turned_off():
+                self.after_step(trainer, pl_module, *before)

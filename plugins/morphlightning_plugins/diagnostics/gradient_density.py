@@ -7,7 +7,7 @@ from typing import ClassVar
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from morphlightning.callbacks.touches import TouchCounts
+from morphlightning.callbacks import TouchCounts
 from morphlightning.layers.site import reduce_statistics
 from morphlightning_plugins.diagnostics.base import PeriodicDiagnostic
 

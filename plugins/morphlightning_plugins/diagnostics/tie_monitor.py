@@ -54,7 +54,8 @@ class TieMonitor(ReplayDiagnostic):
         """Count on the step's batch."""
         sizes: dict[str, list[Tensor]] = {}
         for call in replay.run(lambda module: operator_calls(module, replay.input)):
-            sizes.setdefault(call.name, []).append(torch.stack([active_sizes(call, 0.0), active_sizes(call, self.eps)]))
+            exact_and_near = torch.stack([active_sizes(call, 0.0), active_sizes(call, self.eps)])
+            sizes.setdefault(call.name or "network", []).append(exact_and_near)
         if not sizes:
             raise NotSupportedError(f"{type(module).__name__} calls no max-plus operator")
         for layer, found in sizes.items():
