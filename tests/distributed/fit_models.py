@@ -36,7 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
         "derivative": {"name": "bouligand", "eps": 0.02},
         "heuristic": "count_normalized",
         "regularizers": ["l1"],
-        "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}],
+        "diagnostics": [
+            {"name": name, "every_n_steps": 1}
+            for name in ("gradient_density", "tie_monitor", "radius_monitor", "decrease_monitor")
+        ],
     },
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
     "denoiser": {},

@@ -53,4 +53,4 @@ class GradientDensity(TouchCounts, PeriodicDiagnostic):
         for name, touches in self.touches.items():
             alive = touches > 0
             self.record(pl_module, f"{name}/dead", 1 - alive.sum() / self.counting[name].mask.sum())
-            self.record(pl_module, f"{name}/dead_rows", (~alive.flatten(1).any(1)).float().mean())
+            self.record(pl_module, f"{name}/dead_rows", (~alive.flatten(1).any(1)).double().mean())

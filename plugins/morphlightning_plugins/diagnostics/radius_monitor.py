@@ -68,7 +68,7 @@ class RadiusMonitor(StepDiagnostic):
             for key, q in QUANTILES.items():
                 quantile = radius.kthvalue(max(1, round(q * len(radius)))).values
                 self.record(module, f"{layer}/{key}", quantile.clamp_max(LONG))
-            self.record(module, f"{layer}/crossed", (radius < 1).float().mean(), telling=True)
+            self.record(module, f"{layer}/crossed", (radius < 1).double().mean(), telling=True)
 
 
 def radius_between(start: OperatorCall, end: OperatorCall) -> Tensor:

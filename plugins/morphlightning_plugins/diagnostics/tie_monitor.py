@@ -60,10 +60,10 @@ class TieMonitor(ReplayDiagnostic):
             raise NotSupportedError(f"{type(module).__name__} calls no max-plus operator")
         for layer, found in sizes.items():
             exact, near = torch.cat(found, 1)
-            self.record(module, f"{layer}/active", exact.float().mean(), sync_dist=True)
-            self.record(module, f"{layer}/near_active", near.float().mean(), telling=True, sync_dist=True)
-            self.record(module, f"{layer}/tied", (exact > 1).float().mean(), sync_dist=True)
-            self.record(module, f"{layer}/near_tied", (near > 1).float().mean(), sync_dist=True)
+            self.record(module, f"{layer}/active", exact.double().mean(), sync_dist=True)
+            self.record(module, f"{layer}/near_active", near.double().mean(), telling=True, sync_dist=True)
+            self.record(module, f"{layer}/tied", (exact > 1).double().mean(), sync_dist=True)
+            self.record(module, f"{layer}/near_tied", (near > 1).double().mean(), sync_dist=True)
 
 
 def active_sizes(call: OperatorCall, eps: float) -> Tensor:
