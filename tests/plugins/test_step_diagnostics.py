@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from morphlightning import registry
+from morphlightning.bouligand import exact_radius
 from morphlightning.callbacks import MessagePaths, WeightActivity
 from morphlightning.errors import ConfigError
 from morphlightning.layers import Dilation, Dilation2d, Erosion, MorphLayer, Opening, apply_update_heuristics
@@ -196,6 +197,18 @@ def test_radii_are_those_of_the_scores_before_and_after(tmp_path: Path, lr: floa
             assert logged["crossed"][step] == pytest.approx(float(overtaken.double().mean()))
     crossed = module.logged["diagnostics/radius_monitor/network.0/crossed"]
     assert max(crossed) > 0.1 if lr > 1 else max(crossed) < 0.1
+
+
+def test_radii_of_a_short_step_are_those_of_the_network_along_it(tmp_path: Path) -> None:
+    module, steps = Model(nn.Sequential(Dilation(6, 5), Erosion(5, 2)), 5e-4), Steps()
+    fit(tmp_path, module, diagnostic("radius_monitor"), steps, limit_train_batches=1)
+    old, new = dict(steps.before[0].named_parameters()), dict(steps.after[0].named_parameters())
+    moves = {name: (new[name] - old[name]).detach() for name in old}
+    exact = exact_radius(steps.before[0], steps.inputs[0], params=moves)
+    assert exact.network > 1  # nothing crosses, and all of it is affine
+    for layer, rows in exact.rows.items():
+        (median,) = module.logged[f"diagnostics/radius_monitor/network.{layer}/q50"]
+        assert median == pytest.approx(min(1e6, float(rows.flatten().kthvalue(rows.numel() // 2).values)), rel=1e-6)
 
 
 def test_radii_of_windows_and_missing_weights(tmp_path: Path) -> None:

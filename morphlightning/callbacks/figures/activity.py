@@ -93,7 +93,7 @@ def draw_activity(
         figure = draw_matrix(values.flatten(1).numpy(), scale, notes)
     else:
         figure = draw_tiles(_flat(tiles), scale, max_units, notes)
-    share = f"{100 * dead:.1f} % of the weights are dead; units wholly dead: {dead_units} of {len(count)}"
+    share = f"dead: {100 * dead:.1f} % of the weights, {dead_units} of {len(count)} units"
     title(figure, name, layer, ": ".join(filter(None, [when, share])))
     return figure
 

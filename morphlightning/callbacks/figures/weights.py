@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -174,4 +175,5 @@ def _stem(axis: Axes, values: Array, origin: int, limit: float) -> None:
 
 def _caption(figure: Figure, parts: list[str], missing: bool) -> None:
     parts = [*parts, "hatched: missing (-inf)"] if missing else parts
-    figure.text(0.5, 0.08 / figure.get_figheight(), "; ".join(parts), ha="center", va="bottom", fontsize=SMALL)
+    text = textwrap.fill("; ".join(parts), int(16 * figure.get_figwidth()))  # characters of this size in an inch
+    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", va="bottom", fontsize=SMALL)

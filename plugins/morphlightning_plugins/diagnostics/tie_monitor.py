@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -54,8 +55,7 @@ class TieMonitor(ReplayDiagnostic):
         """Count on the step's batch."""
         sizes: dict[str, list[Tensor]] = {}
         for call in replay.run(lambda module: operator_calls(module, replay.input)):
-            exact_and_near = torch.stack([active_sizes(call, 0.0), active_sizes(call, self.eps)])
-            sizes.setdefault(call.name or "network", []).append(exact_and_near)
+            sizes.setdefault(call.name or "network", []).append(active_sizes(call, (0.0, self.eps)))
         if not sizes:
             raise NotSupportedError(f"{type(module).__name__} calls no max-plus operator")
         for layer, found in sizes.items():
@@ -66,9 +66,9 @@ class TieMonitor(ReplayDiagnostic):
             self.record(module, f"{layer}/near_tied", (near > 1).double().mean(), sync_dist=True)
 
 
-def active_sizes(call: OperatorCall, eps: float) -> Tensor:
-    """Number of candidates within eps of the maximum of each row, flat, int32."""
+def active_sizes(call: OperatorCall, each_eps: Sequence[float]) -> Tensor:
+    """Number of candidates within each eps of the maximum of each row, (eps, rows), int32."""
     _, x, w, where = call
     backend = backend_for(x)
     _, arg, gap = backend.indices(x, w, where, True)
-    return backend.counts(x, w, arg, gap, where, eps).flatten()
+    return torch.stack([backend.counts(x, w, arg, gap, where, eps).flatten() for eps in each_eps])
