@@ -87,7 +87,7 @@ def test_readme_plugin_passes_the_conformance_kit(tmp_path, monkeypatch):
 
 
 def test_documents_are_there():
-    documents = [f"docs/{name}.md" for name in ("architecture", "conventions", "plugins", "reliability")]
+    documents = [f"docs/{name}.md" for name in ("architecture", "conventions", "diagnostics", "plugins", "reliability")]
     for name in ("README.md", "CHANGELOG.md", "LICENSE", *documents):
         assert (ROOT / name).read_text().strip()
     links = re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / "README.md").read_text())

@@ -15,25 +15,31 @@ if TYPE_CHECKING:
     from morphlightning.callbacks.figures import (
         ConfusionMatrix,
         LearningCurves,
+        MessagePaths,
         Reconstructions,
         StructuringFunctions,
+        WeightActivity,
     )
     from morphlightning.callbacks.finite import FiniteGuard
     from morphlightning.callbacks.morph_updates import MorphUpdates
     from morphlightning.callbacks.random_state import RandomState
     from morphlightning.callbacks.rank_agreement import RankAgreement
     from morphlightning.callbacks.sigterm import GracefulSigterm
+    from morphlightning.callbacks.touches import TouchCounts
 
 _HOMES = {
     "ConfusionMatrix": "figures",
     "FiniteGuard": "finite",
     "GracefulSigterm": "sigterm",
     "LearningCurves": "figures",
+    "MessagePaths": "figures",
     "MorphUpdates": "morph_updates",
     "RandomState": "random_state",
     "RankAgreement": "rank_agreement",
     "Reconstructions": "figures",
     "StructuringFunctions": "figures",
+    "TouchCounts": "touches",
+    "WeightActivity": "figures",
 }
 
 __all__ = [
@@ -41,11 +47,14 @@ __all__ = [
     "FiniteGuard",
     "GracefulSigterm",
     "LearningCurves",
+    "MessagePaths",
     "MorphUpdates",
     "RandomState",
     "RankAgreement",
     "Reconstructions",
     "StructuringFunctions",
+    "TouchCounts",
+    "WeightActivity",
     "default_callbacks",
     "missing_callbacks",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Site:
 
     def __init__(self, layer: MorphLayer) -> None:
         self._layer = layer
-        self.readers: frozenset[str] = frozenset()
+        self.readers: Counter[str] = Counter()
         self.reduced: dict[str, Tensor] | None = None
         self.allocate()
 
@@ -56,6 +57,11 @@ class Site:
         return self._layer.weight
 
     @property
+    def mask(self) -> Tensor:
+        """False where the weight is missing."""
+        return self._layer.mask
+
+    @property
     def pipeline(self) -> Pipeline:
         """The layer's rules."""
         return self._layer.pipeline
@@ -63,7 +69,7 @@ class Site:
     @property
     def needs(self) -> frozenset[str]:
         """Statistics that somebody reads; nobody reads, nobody pays."""
-        return self.pipeline.needs | self.readers
+        return self.pipeline.needs.union(self.readers)
 
     def allocate(self) -> None:
         """Fresh statistics beside the weight, on its device."""
@@ -75,9 +81,16 @@ class Site:
         self._version = self.weight._version
 
     def read(self, statistics: frozenset[str]) -> None:
-        """Record these statistics too, from now on."""
-        if not statistics <= self.needs:
-            self.readers |= statistics
+        """Record these statistics too, until as many calls of :meth:`release`."""
+        self._set_readers(self.readers + Counter(statistics))
+
+    def release(self, statistics: frozenset[str]) -> None:
+        """Undo one :meth:`read`."""
+        self._set_readers(self.readers - Counter(statistics))
+
+    def _set_readers(self, readers: Counter[str]) -> None:
+        before, self.readers = self.needs, readers
+        if self.needs != before:
             self.allocate()
 
     def record(self, weight: Tensor, samples: int) -> Tensor:

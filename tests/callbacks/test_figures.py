@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from morphlightning.callbacks import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
-from morphlightning.callbacks.figures import base, structuring
+from morphlightning.callbacks.figures import base, weights
 from morphlightning.callbacks.figures.confusion import draw_confusion
 from morphlightning.callbacks.figures.curves import by_metric, draw_curves
 from morphlightning.callbacks.figures.reconstructions import draw_samples
@@ -397,9 +397,9 @@ def test_other_dense_layers_are_one_heat_map() -> None:
 @pytest.mark.parametrize("most", [1, 2, 5, 16, 100])
 @pytest.mark.parametrize(("units", "channels"), [(1, 1), (30, 1), (30, 2), (2, 30), (30, 30), (3, 4)])
 def test_no_more_units_are_drawn_than_asked_for(units: int, channels: int, most: int) -> None:
-    shown, rows, columns = structuring._choose(units, channels, most)
+    shown, rows, columns = weights.choose(units, channels, most)
     assert 1 <= len(shown) == len(set(shown)) <= min(most, rows * columns)
-    assert columns <= structuring.COLUMNS
+    assert columns <= weights.COLUMNS
     assert all(unit < units and channel < channels for unit, channel in shown)
 
 

@@ -36,15 +36,18 @@ CASES: dict[str, dict[str, Any]] = {
         "derivative": {"name": "bouligand", "eps": 0.02},
         "heuristic": "count_normalized",
         "regularizers": ["l1"],
-        "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}],
+        "diagnostics": [
+            {"name": name, "every_n_steps": 1}
+            for name in ("gradient_density", "tie_monitor", "radius_monitor", "decrease_monitor")
+        ],
     },
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
     "denoiser": {},
 }
 
 
-class Densities(Callback):
-    """Keeps what the diagnostic logged at each step."""
+class Logged(Callback):
+    """Keeps what diagnostics logged at each step."""
 
     def __init__(self) -> None:
         self.kept: list[float] = []
@@ -62,7 +65,7 @@ def run(folder: Path, case: str, devices: int) -> None:
     model = (
         MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD) if case == "denoiser" else classifier(**settings)
     )
-    densities = Densities()
+    logged = Logged()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -77,14 +80,14 @@ def run(folder: Path, case: str, devices: int) -> None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         plugins=[SafeCheckpointIO()],
-        callbacks=[densities, ModelCheckpoint(folder, f"{case}-{devices}", save_top_k=1, every_n_train_steps=STEPS)],
+        callbacks=[logged, ModelCheckpoint(folder, f"{case}-{devices}", save_top_k=1, every_n_train_steps=STEPS)],
     )
     data = Digits(batch_size=BATCH * 2 // devices, train_size=BATCH * 2 * 7, task=task)  # 20 steps: nearly three epochs
     trainer.fit(model, data)
     if trainer.is_global_zero:
         result = {
             "parameters": dict(model.named_parameters()),
-            "densities": densities.kept,
+            "diagnostics": logged.kept,
             "steps": trainer.global_step,
         }
         torch.save(result, folder / f"{case}-{devices}.pt")

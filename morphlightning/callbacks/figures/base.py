@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
@@ -178,18 +178,19 @@ def grid(
     return figure, axes
 
 
-def colorbar(figure: Figure, axes: Any, norm: Normalize, label: str) -> None:
-    """Colour bar of the map of signed values, in the margin at the right of ``axes``."""
+def colorbar(figure: Figure, axes: Any, norm: Normalize, label: str, colors: str | Colormap = SIGNED) -> None:
+    """Colour bar in the margin at the right of ``axes``."""
     boxes = [axis.get_position(original=True) for axis in np.ravel(axes)]
     low, high, right = min(box.y0 for box in boxes), max(box.y1 for box in boxes), max(box.x1 for box in boxes)
     across, up = 1 / figure.get_figwidth(), 1 / figure.get_figheight()
     more = max(0.0, 0.7 * up - (high - low)) / 2  # what a row of thin images needs beyond its own height
     place = (right + 0.12 * across, low - more, 0.12 * across, high - low + 2 * more)
-    bar = figure.colorbar(ScalarMappable(norm, SIGNED), cax=figure.add_axes(place))
+    bar = figure.colorbar(ScalarMappable(norm, colors), cax=figure.add_axes(place))
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
-    bar.locator = MaxNLocator(5)
-    bar.update_ticks()
+    if not isinstance(norm, LogNorm):
+        bar.locator = MaxNLocator(5)
+        bar.update_ticks()
 
 
 def render(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:

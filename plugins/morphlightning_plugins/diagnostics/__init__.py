@@ -1,5 +1,8 @@
 """Lightning callbacks that measure and never change training."""
 
+from morphlightning_plugins.diagnostics.decrease_monitor import DecreaseMonitor
 from morphlightning_plugins.diagnostics.gradient_density import GradientDensity
+from morphlightning_plugins.diagnostics.radius_monitor import RadiusMonitor
+from morphlightning_plugins.diagnostics.tie_monitor import TieMonitor
 
-__all__ = ["GradientDensity"]
+__all__ = ["DecreaseMonitor", "GradientDensity", "RadiusMonitor", "TieMonitor"]
