@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
         "diagnostics": [{"name": "gradient_density", "every_n_steps": 1}],
     },
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
+    "prototype": {"channels": (), "hidden": (12,), "initializer": "prototype"},
     "denoiser": {},
 }
 
