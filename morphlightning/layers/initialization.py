@@ -77,7 +77,7 @@ def initialize(
 
     Raises:
         DataError: There are no batches, no targets, or values that are NaN or infinite.
-        ConfigError: A layer is never called, or nobody knows what it should give.
+        ConfigError: A layer is never called, nobody knows what it should give, or the batches can be read only once.
         ShapeError: Targets do not fit a layer's output.
     """
     waiting = {name: layer for name, layer in module.named_modules() if isinstance(layer, MorphLayer)}
@@ -131,10 +131,7 @@ def _order_of_calls(module: nn.Module, layers: Mapping[str, MorphLayer], data: _
     for order in _of_all_processes(None if batch is None else list(called)):
         if order is not None:  # a process may be without a batch
             return list(order)
-    raise DataError(
-        "there is no batch to initialize from: the loader is empty, or an iterator that was used up; pass a "
-        "DataLoader or a list of batches"
-    )
+    raise DataError("there is no batch to initialize from: the loader is empty")
 
 
 # ------------------------------------------------------------------------------------------- what a layer sees
@@ -146,7 +143,7 @@ def _observe(
 
     def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Any) -> None:
         x = next(iter((*args, *kwargs.values())))
-        calls.append((x, output[0] if isinstance(output, tuple) else output))
+        calls.append((x.clone(), output[0] if isinstance(output, tuple) else output))  # x may be changed in place
 
     handle = layer.register_forward_hook(note, with_kwargs=True)
     try:
@@ -257,6 +254,11 @@ class _Batches:
     def __init__(self, module: nn.Module, loader: Iterable[Any], max_batches: int | None) -> None:
         if max_batches is not None and max_batches < 1:
             raise ConfigError(f"max_batches={max_batches}, expected at least 1, or None for all")
+        if isinstance(loader, Iterator):
+            raise ConfigError(
+                f"initialize reads its batches several times, and a {type(loader).__name__} can be read only once; "
+                "pass a DataLoader or a list of batches"
+            )
         like = next(module.parameters())
         self._loader, self._most = _ordered(loader), max_batches
         self._device, self._dtype = like.device, like.dtype

@@ -23,8 +23,8 @@ _LAST = 2**63 - 1
 class Residual(Initializer):
     r"""Each weight is a quantile over the training samples of wanted output minus input.
 
-    :math:`w_{ij} = Q_q \{ y_{bi} - x_{bj} : b \}`, for erosions x - y by duality. With q = 0, the minimum, dilation by w
-    is the greatest dilation that exceeds no target, and it attains them all if any does; it takes one pass.
+    :math:`w_{ij} = Q_q \{ y_{bi} - x_{bj} : b \}`, for erosions x - y by duality. With q = 0, the minimum, dilation
+    by w is the greatest dilation that exceeds no target, and it attains them all if any does; it takes one pass.
 
     A quantile q > 0, the least difference that a share q does not exceed, forgives noise; 0.01 to 0.05 are sensible. It
     takes a second pass, which counts in ``bins`` equal bins from the least to the greatest difference: off by at most
