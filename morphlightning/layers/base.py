@@ -148,7 +148,17 @@ class MorphLayer(nn.Module):
 
     @property
     def effective_weight(self) -> Tensor:
-        """The weight with -inf where it is missing."""
+        """The weight with -inf where it is missing.
+
+        Raises:
+            ConfigError: It is asked for in training, and the initializer still waits for data.
+        """
+        if self._awaits_data and self.training and torch.is_grad_enabled():
+            raise ConfigError(
+                f"{type(self).__name__}: initializer {self.initializer!r} waits for data; call "
+                "morphlightning.layers.initialize(model, loader) or model.initialize(datamodule) before training "
+                "(the fit of morphlightning's own models does), or choose 'upper', which needs none"
+            )
         return self.weight if self._complete() else torch.where(self.mask, self.weight, -math.inf)
 
     def _complete(self) -> bool:
@@ -169,12 +179,6 @@ class MorphLayer(nn.Module):
         weight = self.effective_weight
         if not (self.training and torch.is_grad_enabled()):
             return weight, None
-        if self._awaits_data:
-            raise ConfigError(
-                f"{type(self).__name__}: initializer {self.initializer!r} waits for data; call "
-                "morphlightning.layers.initialize(model, loader) or model.initialize(datamodule) before training "
-                "(the fit of morphlightning's own models does), or choose 'upper', which needs none"
-            )
         return self.site.record(weight, samples), self.site.ghost
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

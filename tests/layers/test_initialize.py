@@ -120,6 +120,16 @@ def test_classes_become_one_and_zero() -> None:
     torch.testing.assert_close(layer.weight.detach(), (y[:, :, None] - x[:, None]).amin(0))
 
 
+@pytest.mark.parametrize("kind", [layers.SoftDilation2d, layers.SoftErosion2d])
+def test_soft_layers_learn_as_their_limit_does(kind: type[nn.Module]) -> None:
+    hard = {layers.SoftDilation2d: layers.Dilation2d, layers.SoftErosion2d: layers.Erosion2d}[kind]
+    soft, limit = kind(2, 3, 3, initializer="residual"), hard(2, 3, 3, initializer="residual")
+    x, y = seeded(20, 2, 5, 5), seeded(20, 3, 5, 5, seed=1)
+    for layer in (soft, limit):
+        initialize(layer, [(x, y)])
+    assert torch.equal(soft.weight, limit.weight)
+
+
 # --------------------------------------------------------------------------------------------------- the order
 class Backwards(nn.Module):
     """Calls its second layer first."""
@@ -311,8 +321,9 @@ def test_what_was_learned_is_not_learned_again_after_loading() -> None:
     assert not loaded.initialized
 
 
-def test_training_without_data_is_refused() -> None:
-    layer, x = layers.Dilation(5, 4, initializer="residual"), seeded(20, 5)
+@pytest.mark.parametrize("kind", [layers.Dilation, layers.SoftDilation])
+def test_training_without_data_is_refused(kind: type[nn.Module]) -> None:
+    layer, x = kind(5, 4, initializer="residual"), seeded(20, 5)
     with pytest.raises(ConfigError, match=r"Dilation: initializer Residual\(.*\) waits for data; call .*initialize"):
         layer(x)
     with torch.no_grad():
