@@ -27,6 +27,7 @@ from morphlightning.layers.dense import (
     Opening,
     SupOfErosions,
 )
+from morphlightning.layers.initialization import initialize
 from morphlightning.layers.pooling import (
     MorphPool1d,
     MorphPool2d,
@@ -134,6 +135,7 @@ __all__ = [
     "TopHat2d",
     "TopHat3d",
     "apply_update_heuristics",
+    "initialize",
     "reduce_statistics",
     "sites",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from morphlightning.errors import ConfigError
 from morphlightning.functional.geodesic import _reconstruct
-from morphlightning.functional.windowing import Size, Windowing, apply_window, per_axis
+from morphlightning.functional.windowing import Size, Windowing, apply_window, check_fit, per_axis
 from morphlightning.functional.windows import transposed
 from morphlightning.layers.base import MorphLayer
 
@@ -49,8 +49,8 @@ class WindowLayer(MorphLayer):
                 f"out_channels={out_channels}"
             )
         size = per_axis("kernel_size", kernel_size, self.rank, 1)
-        super().__init__((out_channels, in_channels // how.groups, *size), self.rank, **options)
         self.in_channels, self.out_channels, self.kernel_size, self.windowing = in_channels, out_channels, size, how
+        super().__init__((out_channels, in_channels // how.groups, *size), self.rank, how.groups, **options)
 
     def dilate(self, x: Tensor, weight: Tensor, ghost: Tensor | None) -> Tensor:
         """Dilation of x under the layer's policy."""
@@ -75,6 +75,30 @@ class WindowLayer(MorphLayer):
     def _adjoint(self, weight: Tensor, ghost: Tensor | None) -> tuple[Tensor, Tensor | None]:
         groups = self.windowing.groups
         return transposed(weight, groups), None if ghost is None else transposed(ghost, groups)
+
+    def _why_no_data(self) -> str | None:
+        if self.windowing.merge == "sum" and self.in_channels > self.windowing.groups:
+            return "with merge='sum' outputs are sums of maxima"
+        return super()._why_no_data()
+
+    def candidates(self, x: Tensor) -> Tensor:
+        """Patches (samples * positions, groups, channels of a group * window) of x (samples, channels, *space)."""
+        reflected = self.op == "dilation"
+        window = self.windowing.window(self.kernel_size, self.windowing.groups, reflected=reflected, dual=self.sign < 0)
+        check_fit(type(self).__name__, x, self.kernel_size, window)
+        patches = window.pad(self.sign * x)
+        axes = tuple(range(2, 2 + self.rank))
+        for axis, size, step, spacing in zip(axes, self.kernel_size, window.stride, window.spacing, strict=True):
+            patches = patches.unfold(axis, spacing * (size - 1) + 1, step)[..., ::spacing]
+        if reflected:
+            patches = patches.flip(tuple(range(-self.rank, 0)))
+        rows: Tensor = patches.movedim(1, 1 + self.rank).flatten(0, self.rank)
+        return rows.reshape(len(rows), window.groups, -1)
+
+    def wanted(self, y: Tensor) -> Tensor:
+        """Outputs (samples, out, *space) as rows (samples * positions, groups, units)."""
+        rows: Tensor = self.sign * y.flatten(2).movedim(1, -1).flatten(0, 1)
+        return rows.view(len(rows), self.windowing.groups, -1)
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The effective weight and the ghost leaf of this pass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 import morphlightning
 from morphlightning import pipeline, registry
 from morphlightning.callbacks import missing_callbacks
-from morphlightning.callbacks.random_state import gather_states
+from morphlightning.callbacks.random_state import capture, gather_states, restore
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import ConfigError, NotSupportedError
 from morphlightning.interfaces import (
@@ -29,7 +29,7 @@ from morphlightning.interfaces import (
     TorchOptimizer,
     TrainerFacts,
 )
-from morphlightning.layers import apply_update_heuristics
+from morphlightning.layers import MorphLayer, apply_update_heuristics, initialize
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import parameter_groups
 
@@ -56,8 +56,12 @@ class PluginTraining(L.LightningModule):
         optimizer: A component of kind optimizers.
         regularizers: Components whose terms are added to the loss.
         diagnostics: Components that run as callbacks of this model.
+
+    Attributes:
+        max_initialize_batches: How many batches a process and pass initializers read when ``fit`` begins; None for all.
     """
 
+    max_initialize_batches: int | None = None
     applies_update_heuristics: ClassVar[bool] = True  # so that the callback MorphUpdates leaves it to us
 
     def __init__(
@@ -137,6 +141,51 @@ class PluginTraining(L.LightningModule):
     def _dataset_size(self) -> int:
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         return len(dataset) if isinstance(dataset, Sized) else 0
+
+    # ---------------------------------------------------------------------------------------------- initialization
+    def site_target(self, name: str, batch: Any) -> Tensor | None:
+        """What the layer ``name`` should give for a batch, for initializers that learn from pairs.
+
+        None (the default) where nobody knows: the layer whose output is the model's then gets the batch's target,
+        classes as 1 for the class and 0 for the others; any other layer is refused.
+        """
+        return None
+
+    def initialize(self, data: L.LightningDataModule | Iterable[Any], max_batches: int | None = None) -> list[str]:
+        """Let layers learn their start whose initializers ask for data; ``fit`` does it where it is still to be done.
+
+        Random states and the state of the training loader stay as they are. Layers that were initialized, trained or
+        loaded before are left alone.
+
+        Args:
+            data: A data module, whose training data are read, or a loader of batches (inputs, target).
+            max_batches: At most so many batches a process and pass; None for all.
+
+        Returns:
+            The names of the layers that learned, in the order in which the model calls them.
+
+        Raises:
+            MorphLightningError: As :func:`morphlightning.layers.initialize`.
+        """
+        if isinstance(data, L.LightningDataModule):
+            data.prepare_data()
+            data.setup("fit")
+            loader: Iterable[Any] = data.train_dataloader()
+        else:
+            loader = data
+        state = capture(self.device)
+        try:
+            return initialize(self, loader, target=self.site_target, max_batches=max_batches)
+        finally:
+            restore(state, self.device)
+
+    def on_fit_start(self) -> None:
+        """Initialize from the training data what asks for them; modules are restored by now, so not on resume."""
+        if any(isinstance(layer, MorphLayer) and layer.awaits_data for layer in self.modules()):
+            loader = self.trainer.fit_loop._data_source.dataloader()  # one of its own: training's is not touched
+            limit = self.trainer.limit_train_batches
+            caps = [limit if isinstance(limit, int) else None, self.max_initialize_batches]
+            self.initialize(loader, min((cap for cap in caps if cap is not None), default=None))
 
     # ------------------------------------------------------------------------------------------------- training
     def configure_callbacks(self) -> list[Callback]:

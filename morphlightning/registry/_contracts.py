@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,8 @@ _CHOICES = {
     "scope": ("row", "sample"),
     "stage": ("message", "route", "update"),
 }
+_DATA = ("none", "inputs", "pairs")
+_REDUCTIONS = ("sum", "min", "max", "gather")
 _STATISTICS = frozenset({"count", "samples"})
 
 
@@ -82,6 +85,8 @@ def _class_faults(kind: str, cls: Any) -> list[str]:
             found.append(f"{attribute} = {getattr(cls, attribute)!r}, expected one of {', '.join(map(repr, choices))}")
     if kind == "heuristics":
         found += _stage_faults(cls)
+    if kind == "initializers":
+        found += _data_faults(cls)
     return found
 
 
@@ -104,6 +109,26 @@ def _stage_faults(cls: Any) -> list[str]:
     needs: Any = getattr(cls, "needs", frozenset())
     if not isinstance(needs, frozenset) or not needs <= _STATISTICS:
         found.append(f"needs = {needs!r}, expected a frozenset of {sorted(_STATISTICS)}")
+    return found
+
+
+def _data_faults(cls: Any) -> list[str]:
+    data, base = getattr(cls, "data", "none"), interfaces.Initializer
+    if data not in _DATA:
+        return [f"data = {data!r}, expected one of {', '.join(map(repr, _DATA))}"]
+    if data == "none":
+        return []
+    own = {name: getattr(cls, name, None) for name in ("begin", "update", "finish")}
+    found = [
+        f"declares data = {data!r} but does not define {name}()"
+        for name, method in own.items()
+        if method in (None, getattr(base, name))
+    ]
+    reduce: Any = getattr(cls, "reduce", {})
+    if not isinstance(reduce, Mapping) or not reduce or not set(reduce.values()) <= set(_REDUCTIONS):
+        found.append(
+            f"reduce = {reduce!r}, expected a mapping of entries of the state to {', '.join(map(repr, _REDUCTIONS))}"
+        )
     return found
 
 

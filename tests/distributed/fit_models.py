@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         ],
     },
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
+    "prototype": {"channels": (), "hidden": (12,), "initializer": "prototype"},
     "denoiser": {},
 }
 

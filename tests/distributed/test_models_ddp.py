@@ -39,6 +39,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("default", marks=slow),
         pytest.param("count_normalized", marks=slow),
         pytest.param("bouligand", marks=slow),
+        pytest.param("prototype", marks=slow),
         pytest.param("denoiser", marks=slow),
     ],
 )

@@ -207,7 +207,7 @@ def test_nobody_reads_nobody_pays() -> None:
     layer(torch.randn(3, 5)).sum().backward()
     assert statistics(layer)["count"].sum() == 12
     assert {name for name, _ in layer.named_parameters()} == {"weight"}
-    assert set(layer.state_dict()) == {"weight", "mask"}
+    assert set(layer.state_dict()) == {"weight", "mask", "initialized"}
 
 
 def test_layers_without_a_gradient_are_left_alone() -> None:
