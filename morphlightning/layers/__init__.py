@@ -74,6 +74,7 @@ from morphlightning.layers.windows import (
     TopHat2d,
     TopHat3d,
 )
+from morphlightning.ops.statistics import gap_quantile
 
 __all__ = [
     "Closing",
@@ -134,6 +135,7 @@ __all__ = [
     "TopHat2d",
     "TopHat3d",
     "apply_update_heuristics",
+    "gap_quantile",
     "reduce_statistics",
     "sites",
 ]

@@ -49,7 +49,7 @@ def test_dense_counts_over_two_micro_batches(sign: int) -> None:
     assert torch.equal(seen["count"], expected.double())
     assert seen["samples"] == 12
     apply_update_heuristics(layer)
-    assert layer.site.ghost.grad is None
+    assert layer.site.ghosts.touches.grad is None
     with torch.no_grad():
         layer.weight.sub_(0.1 * layer.weight.grad)
     layer(torch.randn(3, 5)).sum().backward()
@@ -129,7 +129,7 @@ def test_only_what_was_differentiated_counts() -> None:
         layer.zero_grad()
         checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
         assert layer.site.tally.grad == 6
-        assert layer.site.ghost.grad.sum() == 24
+        assert layer.site.ghosts.touches.grad.sum() == 24
         layer.site.clear()
 
 
@@ -199,7 +199,7 @@ def test_an_application_in_each_step_is_enough() -> None:
 
 def test_nobody_reads_nobody_pays() -> None:
     layer = layers.Dilation(5, 4)
-    assert layer.site.ghost is None
+    assert layer.site.ghosts.touches is None
     layer(torch.randn(3, 5)).sum().backward()
     assert layer.site.tally.grad is None
     assert layers.reduce_statistics(layer) == {}

@@ -74,7 +74,7 @@ def test_gradient_density_logs_every_n_steps(tmp_path: Path) -> None:
 
 def test_nobody_reads_nobody_pays() -> None:
     (_, site), *_ = sites(OneUnit())
-    assert site.ghost is None
+    assert site.ghosts.touches is None
 
 
 def test_bad_parameters() -> None:
