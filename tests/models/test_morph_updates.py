@@ -15,7 +15,7 @@ from morphlightning.callbacks import MorphUpdates
 from morphlightning.data import Digits
 from morphlightning.errors import ConfigError
 from morphlightning.layers import Dilation
-from morphlightning.models import MorphologicalClassifier
+from morphlightning.models import MorphologicalClassifier, build_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 Make = Callable[..., L.Trainer]
@@ -62,6 +62,25 @@ def test_the_callback_makes_heuristics_act(make_trainer: Make) -> None:
     plain = Foreign("plain")
     make_trainer(max_epochs=2).fit(plain, digits())
     assert not torch.equal(plain.network[1].weight, by_trainer.network[1].weight)
+
+
+class MorphDescended(Foreign):
+    """The same under morph_sgd."""
+
+    def __init__(self) -> None:
+        super().__init__("plain")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self, {"name": "morph_sgd", "radius_clip": 0.3, "other_lr": 0.1})
+
+
+def test_morph_sgd_steps_in_a_module_of_somebody_else(make_trainer: Make) -> None:
+    module = MorphDescended()
+    start = module.network[1].weight.detach().clone()
+    make_trainer(callbacks=[MorphUpdates()]).fit(module, digits())
+    assert not torch.equal(module.network[1].weight, start)
+    with pytest.raises(ConfigError, match=r"the optimizer reads statistics of max-plus layers.*MorphUpdates"):
+        make_trainer().fit(MorphDescended(), digits())
 
 
 def test_without_the_callback_the_second_step_says_so(make_trainer: Make) -> None:
