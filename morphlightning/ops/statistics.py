@@ -1,9 +1,10 @@
 """What is counted about one weight in the backward pass: ghost leaves, and the histogram of gaps.
 
 The gap of a maximum is its distance to the runner-up. Gaps of a batch are kept as counts in fixed bins, so that they
-add up over micro-batches and processes, whatever the order. Each octave [2^k, 2^(k+1)) with -64 <= k < 64 holds 8 bins
-of equal width, so the lower edge of a bin is an exact number in every format and less than each of its gaps by at most
-1/8 of it. Gaps below 2^-64 (ties) are in the first bin, infinite ones (a single candidate) in the last.
+add up over micro-batches and processes, whatever the order. Each octave [2^k, 2^(k+1)) with -126 <= k < 128 holds 8
+bins of equal width: the exponent of a number and the first three bits behind it. So the lower edge of a bin is exact,
+and less than each of its gaps by at most 1/8 of it. Gaps below (ties) are in the first bin, those above (infinite
+ones, of a single candidate) in the last.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LOWEST, _OCTAVES, _PER_OCTAVE = -64, 128, 8
-GAP_BINS = _OCTAVES * _PER_OCTAVE + 2
+_LOWEST, _OCTAVES = -126, 254
+_FORMATS = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}
+"""The integer of the same size, the bits of the fraction, and the exponent that stands for 2^0."""
+GAP_BINS = 8 * _OCTAVES + 2
 
 
 class Ghosts(NamedTuple):
@@ -41,20 +44,20 @@ class Ghosts(NamedTuple):
 NO_GHOSTS = Ghosts()
 
 
-@lru_cache(maxsize=16)
-def _edges(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Lower edges of all bins but the first, ascending."""
-    octaves = torch.arange(_LOWEST, _LOWEST + _OCTAVES, dtype=torch.float64).exp2()
-    inside = 1 + torch.arange(_PER_OCTAVE, dtype=torch.float64) / _PER_OCTAVE
-    edges = torch.cat([torch.outer(octaves, inside).flatten(), torch.tensor([math.inf], dtype=torch.float64)])
-    return edges.to(device, dtype)
-
-
 def gap_histogram(gy: Tensor, arg: Tensor, gap: Tensor) -> Tensor:
     """Count the gaps of rows that have a winner and a message different from zero: (GAP_BINS,), float64."""
-    bins = torch.bucketize(gap, _edges(gap.dtype, gap.device), right=True)
-    counted = bins.masked_fill((gy == 0) | (arg < 0), GAP_BINS)
+    integer, fraction, one = _FORMATS[gap.dtype]
+    bins = (gap.view(integer) >> (fraction - 3)) - (8 * (one + _LOWEST) - 1)
+    counted = bins.clamp(0, GAP_BINS - 1).masked_fill((gy == 0) | (arg < 0), GAP_BINS)
     return counted.flatten().bincount(minlength=GAP_BINS + 1)[:GAP_BINS].double()
+
+
+@lru_cache(maxsize=8)
+def _edges(device: torch.device) -> Tensor:
+    """Lower edges of all bins but the first, ascending."""
+    octaves = torch.arange(_LOWEST, _LOWEST + _OCTAVES, dtype=torch.float64).exp2()
+    inside = 1 + torch.arange(8, dtype=torch.float64) / 8
+    return torch.cat([torch.outer(octaves, inside).flatten(), octaves.new_tensor([math.inf])]).to(device)
 
 
 def gap_quantile(histogram: Tensor, quantile: float) -> Tensor:
@@ -72,4 +75,4 @@ def gap_quantile(histogram: Tensor, quantile: float) -> Tensor:
     """
     reached = histogram[1:].cumsum(0)
     at = (reached <= quantile * reached[-1]).sum().clamp_max(len(reached) - 1)
-    return _edges(torch.float64, histogram.device)[at]
+    return _edges(histogram.device)[at]

@@ -215,6 +215,18 @@ def test_compiled_gaps(make, derivative: str) -> None:
     assert torch.equal(*seen)
 
 
+def test_gaps_beside_per_sample_gradients() -> None:
+    layer, x = reading_gaps(layers.Dilation(5, 4)), torch.randn(6, 5)
+    parameters = {"weight": layer.weight.detach()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x[None],)).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)["weight"]
+    layer(x).sum().backward()
+    torch.testing.assert_close(per_sample.sum(0), layer.weight.grad)
+
+
 def test_gaps_of_half_precision_are_those_of_float32_scores() -> None:
     layer, x = reading_gaps(layers.Dilation(5, 4).bfloat16()), torch.randn(6, 5).bfloat16()
     layer(x).sum().backward()

@@ -62,8 +62,6 @@ def test_the_same_accumulation_in_both_is_right(make_trainer: Make) -> None:
 
     fit(Accumulated(accumulation=2))
     for wrong in (OneStep(), Accumulated(accumulation=3)):
-        with pytest.raises(
-            NotSupportedError, match="this model's heuristics cannot train under these settings"
-        ) as info:
+        with pytest.raises(NotSupportedError, match="this model's heuristics cannot train under") as error:
             fit(wrong)
-        assert str(info.value).count("\n  - ") == 1  # said once, whatever the number of layers
+        assert str(error.value).count("\n  - ") == 1  # said once, whatever the number of layers

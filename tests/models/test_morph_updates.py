@@ -64,6 +64,15 @@ def test_the_callback_makes_heuristics_act(make_trainer: Make) -> None:
     assert not torch.equal(plain.network[1].weight, by_trainer.network[1].weight)
 
 
+def test_the_callback_tells_heuristics_the_rate(make_trainer: Make) -> None:
+    plain, clipped = Foreign("plain"), Foreign("radius_clipped")
+    for module in (plain, clipped):
+        make_trainer(callbacks=[MorphUpdates()], max_steps=1).fit(module, digits())
+    start = Foreign().network[1].weight
+    plain_step, clipped_step = ((module.network[1].weight - start).abs().max() for module in (plain, clipped))
+    assert 0 < clipped_step < plain_step
+
+
 class MorphDescended(Foreign):
     """The same under morph_sgd."""
 

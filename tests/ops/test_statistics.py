@@ -13,7 +13,7 @@ from torch import Tensor
 from morphlightning.layers import gap_quantile
 from morphlightning.ops.statistics import GAP_BINS, gap_histogram
 
-GAPS = st.lists(st.floats(2.0**-60, 2.0**60), min_size=1, max_size=40)
+GAPS = st.lists(st.floats(2.0**-126, 2.0**127), min_size=1, max_size=40)
 
 
 def histogram(gaps: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
@@ -31,14 +31,14 @@ def test_a_quantile_is_reached_by_the_share_it_promises_and_at_most_an_eighth_to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_edges_are_exact_in_every_format(dtype: torch.dtype) -> None:
-    for edge in (1.0, 1.125, 1.875, 0.75, 2.0**-64, 2.0**-24, 1.875 * 2.0**63):
+    for edge in (1.0, 1.125, 1.875, 0.75, 2.0**-125, 2.0**-24, 1.875 * 2.0**127):
         below = float(torch.nextafter(torch.tensor(edge, dtype=dtype), torch.tensor(0.0, dtype=dtype)))
         assert gap_quantile(histogram([edge], dtype), 0.5) == edge
-        assert gap_quantile(histogram([below], dtype), 0.5) < edge or below < 2.0**-64
+        assert edge * 7 / 8 <= gap_quantile(histogram([below], dtype), 0.5) < edge
 
 
 def test_ties_and_single_candidates_have_bins_of_their_own() -> None:
-    seen = histogram([0.0, 0.0, 2.0**-70, 1.0, math.inf])
+    seen = histogram([0.0, 0.0, 2.0**-140, 1.0, math.inf])
     assert seen.shape == (GAP_BINS,)
     assert (seen[0], seen[-1], seen.sum()) == (3, 1, 5)
     assert gap_quantile(seen, 0.0) == 1.0  # ties are left out

@@ -202,4 +202,4 @@ def test_count_normalization_finds_the_teacher_where_plain_descent_is_on_its_way
 @pytest.mark.parametrize("seed", range(5))
 def test_the_teacher_of_two_thousand_samples(seed: int) -> None:
     assert teacher_and_student("morph_sgd", seed, samples=2000, epochs=40) < 1e-12
-    assert teacher_and_student("sgd", seed, samples=2000, epochs=40) > 1e-7
+    assert teacher_and_student("sgd", seed, samples=2000, epochs=40) > 1e-6
