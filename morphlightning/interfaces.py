@@ -257,14 +257,21 @@ class Heuristic(Component):
         stage: ``"message"`` acts inside backward and replaces the message to the previous layer; ``"route"`` acts
             inside backward and changes what reaches the weights; ``"update"`` acts on gradients after they were
             reduced over processes and before clipping and the optimizer's step.
-        needs: Statistics that a layer must record for it: ``"count"`` (rows that touched each weight) and
-            ``"samples"`` (size of the batch), both summed over micro-batches and processes.
+        needs: Statistics that a layer must record for it, summed over micro-batches and processes: ``"count"`` (rows
+            that touched each weight), ``"samples"`` (size of the batch), ``"gaps"`` (histogram of the gaps of all rows
+            with a message, to be read by :func:`morphlightning.layers.gap_quantile`; since 1.2). And ``"lr"``, the
+            optimizer's rate for the weight, which is missing where nobody named the optimizer (since 1.2).
         after: Names of update heuristics that must stand before this one in a composition.
+        homogeneous: Whether t times the message gives t times the result. Where it does not (a finite step, which
+            takes the message at its word), a model refuses to train with a scaled loss (precision 16-mixed) and
+            where the Trainer accumulates other than ``accumulation`` batches, a field of the heuristic (1 where it
+            has none): both scale messages. Since 1.2.
     """
 
     stage: ClassVar[Literal["message", "route", "update"]]
     needs: ClassVar[frozenset[str]] = frozenset()
     after: ClassVar[frozenset[str]] = frozenset()
+    homogeneous: ClassVar[bool] = True
 
     def message(self, view: SiteView, gy: Tensor, default: Tensor) -> Tensor:
         """Message to the inputs (samples, cells) in place of the derivative rule's ``default``."""
@@ -275,7 +282,7 @@ class Heuristic(Component):
         raise TypeError(f"{type(self).__name__} declares stage 'route' but does not define route()")
 
     def update(self, weight: Tensor, grad: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Gradient handed to the optimizer in place of ``grad``; all three have the weight's shape or are scalars."""
+        """Gradient handed to the optimizer in place of ``grad``, of the weight's shape, as ``count`` is."""
         raise TypeError(f"{type(self).__name__} declares stage 'update' but does not define update()")
 
 
@@ -365,22 +372,53 @@ class Initializer(Component):
 
 
 # ------------------------------------------------------------------------------------------------- optimizers
+class StepStatistics(Protocol):
+    """What an optimizer may know of one max-plus weight; since 1.2."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight."""
+        ...
+
+    @property
+    def updates(self) -> tuple[Heuristic, ...]:
+        """The update heuristics that its gradient has passed when the optimizer steps."""
+        ...
+
+    def read(self, statistics: frozenset[str]) -> None:
+        """Record these statistics, from now on."""
+        ...
+
+    def of_step(self) -> Mapping[str, Tensor]:
+        """Statistics of the step that is about to be taken, as heuristics see them.
+
+        Raises ConfigError where ``apply_update_heuristics`` was not called since the last backward pass.
+        """
+        ...
+
+
 class Group(NamedTuple):
     """Parameters that an optimizer treats alike.
 
     Roles: ``"morph"`` (max-plus weights: decay would make them win, not vanish), ``"linear"`` (weights of linear and
     convolution layers), ``"norm"``, ``"bias"``, ``"activation"``, ``"other"``. ``decay`` says whether weight decay
-    makes sense for them.
+    makes sense for them. ``sites`` holds the statistics of max-plus weights (since 1.2).
     """
 
     role: str
     names: list[str]
     params: list[nn.Parameter]
     decay: bool
+    sites: tuple[StepStatistics, ...] = ()
 
 
 class TorchOptimizer(Component):
     """An ordinary torch optimizer with its schedule (automatic optimization)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that max-plus layers must record for it: its groups' sites give them at each step; since 1.2."""
+        return frozenset()
 
     @abstractmethod
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:

@@ -75,6 +75,7 @@ from morphlightning.layers.windows import (
     TopHat2d,
     TopHat3d,
 )
+from morphlightning.ops.statistics import gap_quantile
 
 __all__ = [
     "Closing",
@@ -135,6 +136,7 @@ __all__ = [
     "TopHat2d",
     "TopHat3d",
     "apply_update_heuristics",
+    "gap_quantile",
     "initialize",
     "reduce_statistics",
     "sites",

@@ -14,6 +14,7 @@ from morphlightning.errors import ConfigError, ShapeError
 from morphlightning.interfaces import SiteSpec, Spec
 from morphlightning.layers.site import Site
 from morphlightning.ops.plain import plain
+from morphlightning.ops.statistics import NO_GHOSTS, Ghosts
 from morphlightning.pipeline import Pipeline
 
 
@@ -170,16 +171,16 @@ class MorphLayer(nn.Module):
             self._known = (mask, mask._version, bool(mask.all()))
         return self._known[2]
 
-    def begin(self, samples: int) -> tuple[Tensor, Tensor | None]:
+    def begin(self, samples: int) -> tuple[Tensor, Ghosts]:
         """Begin a pass over ``samples`` inputs.
 
         Returns:
-            The effective weight, and the ghost leaf whose gradient becomes the touch count, where one is wanted.
+            The effective weight, and the leaves whose gradients become statistics, where somebody reads them.
         """
         weight = self.effective_weight
         if not (self.training and torch.is_grad_enabled()):
-            return weight, None
-        return self.site.record(weight, samples), self.site.ghost
+            return weight, NO_GHOSTS
+        return self.site.record(weight, samples), self.site.ghosts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -30,8 +30,9 @@ from morphlightning.interfaces import (
     TrainerFacts,
 )
 from morphlightning.layers import MorphLayer, apply_update_heuristics, initialize
+from morphlightning.models.finite_steps import refused_heuristics
 from morphlightning.models.losses import Loss
-from morphlightning.models.parameters import parameter_groups
+from morphlightning.models.parameters import build_optimizer, parameter_groups
 
 COMPONENTS = {
     "activation": "activations",
@@ -193,16 +194,15 @@ class PluginTraining(L.LightningModule):
         return [*missing_callbacks(self.trainer.callbacks), *self.diagnostics]  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Let regularizers and the loop look at the model and refuse what they cannot do."""
+        """Let regularizers, heuristics and the loop look at the model and refuse what they cannot do."""
         if stage != "fit":
             return
         for regularizer in self.regularizers.values():
             regularizer.bind(self)
-        if isinstance(self.optimizer_component, Loop) and (reasons := self.optimizer_component.refuse(self._facts())):
-            raise NotSupportedError(
-                f"{type(self.optimizer_component).__name__} cannot train under these settings:\n  - "
-                + "\n  - ".join(reasons)
-            )
+        facts, loop = self._facts(), self.optimizer_component
+        _refuse("this model's heuristics", refused_heuristics(self, facts))
+        if isinstance(loop, Loop):
+            _refuse(type(loop).__name__, loop.refuse(facts))
 
     def _facts(self) -> TrainerFacts:
         trainer = self.trainer
@@ -216,13 +216,12 @@ class PluginTraining(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The plugin's optimizer; constraints are restored after each of its steps."""
-        groups = parameter_groups(self)
         component = self.optimizer_component
         if isinstance(component, Loop):
-            component.bind(self, groups)
+            component.bind(self, parameter_groups(self))
             optimizer, schedule = component.optimizer(), None
         else:
-            optimizer = component.build(groups)
+            optimizer = build_optimizer(self, component)
             schedule = component.scheduler(optimizer, self._total_steps(), self.trainer.max_epochs or -1)
         optimizer.register_step_post_hook(self._project)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value]
@@ -257,7 +256,7 @@ class PluginTraining(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are reduced and unscaled: hand them through the update heuristics."""
-        apply_update_heuristics(self)
+        apply_update_heuristics(self, optimizer)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Metrics of a validation batch."""
@@ -346,6 +345,11 @@ class LoopContext:
 
         result: Tensor = optimizer.step(closure=cleared)
         return result
+
+
+def _refuse(what: str, reasons: Sequence[str]) -> None:
+    if reasons:
+        raise NotSupportedError(f"{what} cannot train under these settings:\n  - " + "\n  - ".join(reasons))
 
 
 def _several(name: str, specs: Sequence[Spec]) -> Sequence[Spec]:

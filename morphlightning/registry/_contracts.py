@@ -24,10 +24,12 @@ _CHOICES = {
     "support": ("first", "active"),
     "scope": ("row", "sample"),
     "stage": ("message", "route", "update"),
+    "homogeneous": (True, False),
 }
 _DATA = ("none", "inputs", "pairs")
 _REDUCTIONS = ("sum", "min", "max", "gather")
-_STATISTICS = frozenset({"count", "samples"})
+_RECORDED = frozenset({"count", "gaps", "samples"})
+_STATISTICS = _RECORDED | {"lr"}
 
 
 def api_fault(written_for: Any) -> str | None:
@@ -147,6 +149,6 @@ def _factory_faults(kind: str, factory: Any) -> list[str]:
 
 def _reads_faults(diagnostic: Any) -> list[str]:
     reads = getattr(diagnostic, "reads", None)
-    if isinstance(reads, frozenset) and reads <= _STATISTICS:
+    if isinstance(reads, frozenset) and reads <= _RECORDED:
         return []
-    return [f"reads = {reads!r}, expected a frozenset of {sorted(_STATISTICS)} (empty where it reads none)"]
+    return [f"reads = {reads!r}, expected a frozenset of {sorted(_RECORDED)} (empty where it reads none)"]

@@ -366,6 +366,17 @@ class Descent(TorchOptimizer):
         return torch.optim.SGD([p for group in groups for p in group.params], lr=self.lr)
 
 
+@breaks("optimizers", "reads_what_it_needs")
+@dataclass(frozen=True)
+class Prying(Descent):
+    """Looks at counts that it did not ask for."""
+
+    def build(self, groups: Any) -> torch.optim.Optimizer:
+        optimizer = super().build(groups)
+        optimizer.register_step_pre_hook(lambda *_: [s.of_step()["count"] for g in groups for s in g.sites] and None)
+        return optimizer
+
+
 @breaks("optimizers", "takes_every_parameter_once")
 @dataclass(frozen=True)
 class Forgetful(Descent):
