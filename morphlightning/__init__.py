@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         metrics,
         models,
         registry,
+        structure,
         testing,
     )
     from morphlightning.checkpoint_io import SafeCheckpointIO
@@ -39,6 +40,7 @@ _MODULES = (
     "metrics",
     "models",
     "registry",
+    "structure",
     "testing",
 )
 _NAMES = {
@@ -62,6 +64,7 @@ __all__ = [
     "metrics",
     "models",
     "registry",
+    "structure",
     "testing",
 ]
 
