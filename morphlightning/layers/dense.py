@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ class _DenseLayer(MorphLayer):
     def start(self, x: Tensor) -> tuple[Tensor, Ghosts]:
         """Check x; the effective weight and the ghost leaves of this pass."""
         check_dense(type(self).__name__, x, self.weight, 1)
-        return self.begin(x.shape[:-1].numel())
+        return self.begin(math.prod(x.shape[:-1]))
 
 
 class Dilation(_DenseLayer):
