@@ -73,6 +73,14 @@ class ActiveGraph(Protocol):
         """
         ...
 
+    def to_cells_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the cells of all candidates, below 0 to the one with the least sum of the former."""
+        ...
+
+    def to_taps_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the weights of all candidates, below 0 to the winner's: sums (taps,)."""
+        ...
+
     def deliver(self, gy: Tensor, taps: Tensor | None) -> Tensor:
         """Send each row's message (samples, units) to one candidate, its winner for None: sums (samples, cells)."""
         ...

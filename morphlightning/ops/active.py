@@ -66,6 +66,20 @@ class ActiveGraph:
             gw.index_add_(0, (first[:, None] + taps).flatten(), sent.flatten())
         return gw
 
+    def to_cells_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the cells of all candidates, below 0 to the one with the least sum of the former."""
+        lowered = self.to_cells(gy.clamp_min(0))
+        return lowered + self.deliver(gy.clamp_max(0), self.select(lowered))
+
+    def to_taps_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the weights of all candidates, below 0 to the winner's: sums (taps,)."""
+        x, w, arg, _, where = self.call
+        raised = gy.clamp_max(0).view(arg.shape)
+        return (
+            self.to_taps(gy.clamp_min(0))
+            + eager.scatter(raised, arg, x.shape, w.shape, where, want_x=False)[1].flatten()
+        )
+
     def dilate(self, h: Tensor) -> Tensor:
         """Largest h (samples, cells) among each row's candidates (samples, units); 0 where there is none."""
         h = F.pad(h, (0, 1))  # a constant border, which does not move

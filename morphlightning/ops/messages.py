@@ -52,8 +52,7 @@ def candidate_messages(graph: ActiveGraph, u: Tensor) -> tuple[Tensor, ...]:
     Cells that are active in no row get 0, but by the shift, whose slope is exact for a step of any size.
     """
     shared, to_all = graph.to_cells(u / graph.size.clamp_min(1)), graph.to_cells(u)
-    lowered = graph.to_cells(u.clamp_min(0))
-    by_sign = lowered + graph.deliver(u.clamp_max(0), graph.select(lowered))
+    by_sign = graph.to_cells_by_sign(u)
     active = adjoint(graph, u)[1]
     signs = (torch.where(active, torch.where(m < 0, -1.0, 1.0), 0.0).to(u.dtype) for m in (to_all, by_sign))
     return graph.deliver(u, None), shared, to_all, by_sign, chebyshev(graph, u), shift(graph, u), *signs

@@ -1,9 +1,10 @@
 """Active candidates on the processor: listed in one scan of the rows with a near tie, then visited in every pass.
 
-Limit: a scan meets each pair once, as a forward pass does, but without its reuse of registers. What a vector holds of
-candidates is packed by one instruction where the machine has it, without a branch: where they are cannot be foreseen,
-and a wrong guess costs more than a vector. The passes cost one or two accesses for each active candidate, some in a
-hundred of all pairs. Where lists would grow beyond LIMIT, they are made for some samples at a time, anew for each pass.
+Limit: a scan meets each pair once, as a forward pass does, but without its reuse of registers: two loads, an addition
+and a comparison for each vector. Where candidates are cannot be foreseen, and a wrong guess costs more than a vector:
+the scan leaves bits, and words without any are dropped by arithmetic. The passes cost one or two accesses for each
+active candidate, some in a hundred of all pairs. Where lists would grow beyond LIMIT, they are made for some samples at
+a time, anew for each pass.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ from morphlightning.ops import eager
 from morphlightning.ops.active import ActiveGraph, Call
 from morphlightning.ops.cpu import passes
 from morphlightning.ops.cpu.steepest import STEEPEST, steepest_into
-from morphlightning.ops.cpu.sweeps import list_active
-from morphlightning.ops.cpu.workers import KernelError, Worker, floats_of, kernel, next_task, numbers, slots_of
+from morphlightning.ops.cpu.sweeps import WORD, lowest_bit, mark_active
+from morphlightning.ops.cpu.workers import (
+    KernelError,
+    Worker,
+    floats_of,
+    kernel,
+    next_task,
+    numbers,
+    slots_of,
+    unsigned,
+)
 from morphlightning.ops.geometry import Dense, Window
 
 LIMIT = 1 << 23
@@ -31,8 +41,6 @@ ROOM = 16
 """Candidates a row that a first attempt has room for."""
 ROWS = 8
 """Samples of a task."""
-SLACK = 16
-"""Places behind the last candidate that a scan may write to."""
 SPAN = 16
 """Outputs of a dense operator whose candidates are found by one offset: neighbours, which share cache lines."""
 
@@ -74,7 +82,8 @@ def _collect(args, dtype):
     )
     first, away, held = numbers(s[21], units, np.int64), numbers(s[22], taps, np.int64), numbers(s[23], width, np.int64)
     plane, at_once = units // outs, outs // groups
-    spare = np.empty(taps + SLACK, np.int32)
+    marked, index = np.empty(taps // WORD + 1, np.int64), np.empty(taps // WORD + 2, np.int64)
+    words = np.empty(taps // WORD + 2, np.int64)
     place = np.empty(ROWS, np.int64)
     task = next_task(s)
     while task >= 0:
@@ -90,28 +99,35 @@ def _collect(args, dtype):
                 group = out // at_once * taps if groups > 1 else 0
                 for i in range(some):  # the weights of a unit stay in the cache
                     b, to = begin + i, place[i]
-                    row, fits = b * units + unit, to + taps + SLACK <= (b + 1) * room
+                    row, end = b * units + unit, (b + 1) * room
                     winner, n = arg[row], 0
                     if winner >= 0 and gap[row] > eps:
                         n = 1
-                        if fits:
+                        if to < end:
                             unit_of[to], tap_of[to] = unit, iw + winner
                             cell_of[to] = group + winner if dense else held[first[unit] + away[winner]]
                     elif winner >= 0 and dense:
                         ix = b * width + group
-                        top = x[ix + winner] + w[iw + winner]
-                        if fits:
-                            n = list_active(
-                                x, ix, w, iw, taps, top, eps, iw, iw - group, unit, tap_of, cell_of, unit_of, to
-                            )
-                        else:
-                            n = list_active(x, ix, w, iw, taps, top, eps, iw, 0, unit, spare, spare, spare, 0)
+                        mark_active(x, ix, w, iw, taps, x[ix + winner] + w[iw + winner], eps, marked)
+                        some_words = 0
+                        for q in range((taps + WORD - 1) // WORD):  # without a branch, which could not be foreseen
+                            words[some_words], index[some_words] = marked[q], q * WORD
+                            some_words += marked[q] != 0
+                        for q in range(some_words):
+                            word = words[q]
+                            while word != 0:
+                                j = index[q] + lowest_bit(word)
+                                if to + n < end:
+                                    at = unsigned(to + n)
+                                    unit_of[at], tap_of[at], cell_of[at] = unit, iw + j, group + j
+                                n += 1
+                                word &= word - 1
                     elif winner >= 0:
                         base = b * width + first[unit]
                         top = x[base + away[winner]] + w[iw + winner]
                         for k in range(taps):
                             if top - (x[base + away[k]] + w[iw + k]) <= eps:
-                                if fits:
+                                if to + n < end:
                                     unit_of[to + n], tap_of[to + n] = unit, iw + k
                                     cell_of[to + n] = held[first[unit] + away[k]]
                                 n += 1
@@ -164,6 +180,21 @@ class ListedGraph(ActiveGraph):
         sums = (passes.sums_of_taps(lists, gy[rows].contiguous(), self.call.w.shape) for rows, lists in self._parts())
         return functools.reduce(torch.add, sums)
 
+    def to_cells_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the cells of all candidates, below 0 to the one with the least sum of the former."""
+        gx = gy.new_empty(len(gy), self.cells)
+        for rows, lists in self._parts():
+            passes.send_by_sign(lists, gy[rows].contiguous(), gx[rows])
+        return gx
+
+    def to_taps_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the weights of all candidates, below 0 to the winner's: sums (taps,)."""
+        sums = (
+            passes.sums_of_taps(lists, gy[rows].contiguous(), self.call.w.shape, self._winners[rows].contiguous())
+            for rows, lists in self._parts()
+        )
+        return functools.reduce(torch.add, sums)
+
     def dilate(self, h: Tensor) -> Tensor:
         """Largest h (samples, cells) among each row's candidates (samples, units); 0 where there is none."""
         y = h.new_empty(len(h), self.units)
@@ -195,21 +226,21 @@ class ListedGraph(ActiveGraph):
             return super().steepest(gy, default)
         message = default.clone()
         if message.numel():
-            outs, taps = self._weights.shape
-            first = torch.arange(self.units, dtype=torch.int32) // (self.units // outs) * taps
-            winners = self.call.arg.flatten(1) + first
             for rows, lists in self._parts():
-                places = gy[rows].contiguous(), self.size[rows].contiguous(), winners[rows].contiguous()
+                places = gy[rows].contiguous(), self.size[rows].contiguous(), self._winners[rows].contiguous()
                 steepest_into(lists, *places, message[rows])
         return message
 
     @cached_property
+    def _winners(self) -> Tensor:
+        """Flat index into the weight of each row's winner (samples, units), int32."""
+        outs, taps = self._weights.shape
+        return self.call.arg.flatten(1) + torch.arange(self.units, dtype=torch.int32) // (self.units // outs) * taps
+
+    @cached_property
     def _room(self) -> int:
         """Candidates that a sample has room for; every one, once some did not fit."""
-        return self._with_slack(self.units * min(ROOM, self._weights.shape[1]))
-
-    def _with_slack(self, places: int) -> int:
-        return (places + self._weights.shape[1] + SLACK) | 5  # odd: segments begin in different sets of the cache
+        return self.units * min(ROOM, self._weights.shape[1]) | 5  # odd: segments begin in different sets of the cache
 
     @cached_property
     def _whole(self) -> Lists | None:
@@ -219,7 +250,6 @@ class ListedGraph(ActiveGraph):
             return None
         self._sizes, lists = self._collect(slice(None))
         needed = int(self._sizes.sum(1).max()) if samples else 0
-        needed = self._with_slack(needed)
         if needed <= self._room:
             return lists
         self._room = needed

@@ -147,19 +147,20 @@ def _by_sign_and_lack(m, mass, row, least, chosen, u, rows, size, unit, cell, be
 
 @kernel
 def _finish(m, lack, u, size, rows, units):
-    """The messages that follow from the sums; the squared norm of the shared one."""
-    zero, one, half = m.dtype.type(0), m.dtype.type(1), m.dtype.type(0.5)
+    """The messages that follow from the sums; the squared norm of the shared one. Without branches on numbers."""
+    zero, one, two, half = m.dtype.type(0), m.dtype.type(1), m.dtype.type(2), m.dtype.type(0.5)
+    none, low = m.dtype.type(-np.inf), m.dtype.type(-1e30)
     total = zero
     for at in range(rows, rows + units):
-        total += u[at] if size[at] > 0 else zero
-    side = one if total > zero else -one if total < zero else zero
-    shared = 0.0
+        total += u[at] * m.dtype.type(size[at] > 0)
+    side = m.dtype.type(total > zero) - m.dtype.type(total < zero)
+    shared = zero
     for j in range(len(m) - 1):
-        active = m[j, CHEBYSHEV] > m.dtype.type(-np.inf)
-        m[j, CHEBYSHEV] = m[j, CHEBYSHEV] - half * lack if active else zero
+        active = m.dtype.type(m[j, CHEBYSHEV] > none)
+        m[j, CHEBYSHEV] = (max(m[j, CHEBYSHEV], low) - half * lack) * active
         m[j, SHIFT] = side
-        m[j, SIGN_OF_ALL] = (-one if m[j, ALL] < zero else one) if active else zero
-        m[j, SIGN_OF_BY_SIGN] = (-one if m[j, BY_SIGN] < zero else one) if active else zero
+        m[j, SIGN_OF_ALL] = (one - two * m.dtype.type(m[j, ALL] < zero)) * active
+        m[j, SIGN_OF_BY_SIGN] = (one - two * m.dtype.type(m[j, BY_SIGN] < zero)) * active
         shared += m[j, SHARED] * m[j, SHARED]
     return shared
 

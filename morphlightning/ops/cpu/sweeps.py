@@ -65,19 +65,19 @@ def any_above(x, ix, n, sign, limit):
     return False
 
 
-def _by_vectors(emit: Emitter, n: Any) -> Iterator[tuple[int, Any]]:
-    """Emit two loops over k < n, by whole vectors and by the numbers that remain; yields the step and k."""
+def _by_vectors(emit: Emitter, n: Any, *together: int) -> Iterator[tuple[int, Any]]:
+    """Emit loops over k < n, by ``together`` numbers, by vectors, and by the numbers that remain; yields step and k."""
     builder, first = emit.builder, I64(0)
-    for count in (emit.lanes, 1):
-        end = builder.and_(n, I64(-count))
+    for step in (*together, emit.lanes, 1):
+        end = builder.and_(n, I64(-step))
         some, after = (builder.function.append_basic_block(name) for name in ("some", "after"))
         builder.cbranch(builder.icmp_signed("<", first, end), some, after)
         builder.position_at_end(some)
         entry, loop, done = emit.loop()
         k = builder.phi(I64)
-        yield count, k
-        following = builder.add(k, I64(count))
-        emit.join(k, entry, first, builder.block, following)
+        yield step, k
+        following = builder.add(k, I64(step))
+        emit.join(k, entry, first, loop, following)
         builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
         builder.position_at_end(done)
         builder.branch(after)
@@ -292,46 +292,47 @@ def _active(emit: Emitter, x: Any, w: Any, k: Any, count: int, top: Any, eps: An
     return emit.builder.fcmp_ordered("<=", slack, emit.splat(eps, count))
 
 
-def _build_list(emit: Emitter) -> Any:
-    """Emit void list(x, w, n, top, eps, first, shift, unit, taps, cells, units, found); see :func:`list_active`.
+WORD = 64
+"""Candidates whose activity one word holds, bit by bit."""
 
-    There is no branch that depends on where candidates are: what a vector holds of them is packed and written, up to a
-    vector too much, which the next one overwrites.
-    """
-    pointer, places = emit.number.as_pointer(), I32.as_pointer()
-    kinds = [pointer, pointer, I64, *[emit.number] * 2, *[I32] * 3, *[places] * 3, I64.as_pointer()]
-    function, body = emit.function("list", kinds)
+
+def _build_mark(emit: Emitter) -> Any:
+    """Emit void mark(x, w, n, top, eps, words): bit k of ``words`` says whether candidate k < n is active."""
+    pointer = emit.number.as_pointer()
+    function, body = emit.function("mark", [pointer, pointer, I64, *[emit.number] * 2, I64.as_pointer()])
     if body is None:
         return function
-    x, w, n, top, eps, first, shift, unit, taps, cells, units, found = function.args
+    x, w, n, top, eps, words = function.args
     builder = body.builder
-    number_found = builder.alloca(I64)  # in a register, once it is optimized
-    builder.store(I64(0), number_found)
-    for count, k in _by_vectors(body, n):
-        active, whole = _active(body, x, w, k, count, top, eps), ir.VectorType(I32, count)
-        lowest = body.splat(builder.add(first, builder.trunc(k, I32)), count)
-        place = builder.add(lowest, ir.Constant(whole, list(range(count))))
-        if count > 1:
-            name, types_of = f"llvm.experimental.vector.compress.v{count}i32", [whole, active.type, whole]
-            place = body.intrinsic(name, whole, types_of, [place, active, ir.Constant(whole, ir.Undefined)])
-        so_far = builder.load(number_found)
-        body.store(place, taps, so_far)
-        bits = builder.bitcast(active, ir.IntType(count))
-        here = body.intrinsic(f"llvm.ctpop.i{count}", bits.type, [bits.type], [bits])
-        builder.store(builder.add(so_far, builder.zext(here, I64)), number_found)
-    total = builder.load(number_found)
-    entry, loop, done = body.loop()
-    k = builder.phi(I64)
-    lanes = body.lanes
-    body.store(builder.sub(body.load(taps, k, lanes, I32), body.splat(shift, lanes)), cells, k)
-    body.store(body.splat(unit, lanes), units, k)
-    following = builder.add(k, I64(lanes))
-    body.join(k, entry, I64(0), builder.block, following)
-    builder.cbranch(builder.icmp_signed("<", following, total), loop, done)
-    builder.position_at_end(done)
-    builder.store(total, found)
+    last = builder.gep(words, [builder.lshr(n, I64(6))], inbounds=True)
+    rest = builder.alloca(I64)  # what remains beside whole words
+    builder.store(I64(0), rest)
+    for step, k in _by_vectors(body, n, WORD):
+        bits: Any = I64(0) if step == WORD else builder.load(rest)
+        count = min(step, body.lanes)
+        for part in range(0, step, count):
+            at = builder.add(k, I64(part))
+            here = builder.bitcast(_active(body, x, w, at, count, top, eps), ir.IntType(count))
+            bits = builder.or_(bits, builder.shl(builder.zext(here, I64), builder.and_(at, I64(WORD - 1))))
+        if step == WORD:
+            builder.store(bits, builder.gep(words, [builder.lshr(k, I64(6))], inbounds=True))
+        else:
+            builder.store(bits, rest)
+    with builder.if_then(builder.icmp_unsigned("!=", builder.and_(n, I64(WORD - 1)), I64(0))):
+        builder.store(builder.load(rest), last)
     builder.ret_void()
     return function
+
+
+@intrinsic
+def lowest_bit(typing: Any, word: Any) -> Any:
+    """The place of the lowest bit of an int64 that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        emit = Emitter(context, builder, types.float64)
+        return emit.intrinsic("llvm.cttz.i64", I64, [I64, I1], [values[0], I1(1)])
+
+    return types.int64(types.int64), generate
 
 
 def _build_lower(emit: Emitter) -> Any:
@@ -355,27 +356,18 @@ def _build_lower(emit: Emitter) -> Any:
 
 
 @intrinsic
-def list_active(
-    typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any, first: Any, shift: Any, unit: Any,
-    taps: Any, cells: Any, units: Any, to: Any,
-) -> Any:  # fmt: skip
-    """List the candidates k < n whose score x + w lies within eps, which is finite, of ``top``; returns how many.
-
-    From element ``to`` on taps holds first + k, cells first + k - shift and units unit, int32; n and a vector must fit.
-    """
+def mark_active(typing: Any, x: Any, ix: Any, w: Any, iw: Any, n: Any, top: Any, eps: Any, words: Any) -> Any:
+    """Bit k of the int64 ``words``: whether the score x + w of candidate k < n lies within eps, finite, of ``top``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit = Emitter(context, builder, x.dtype)
-        found = cgutils.alloca_once(builder, I64)
         arrays = [emit.pointer(a, *values[k : k + 2]) for a, k in ((x, 0), (w, 2))]
-        numbers = [builder.trunc(number, I32) for number in values[7:10]]
-        columns = [emit.pointer(a, values[k], values[13], I32) for a, k in ((taps, 10), (cells, 11), (units, 12))]
-        builder.call(_build_list(emit), [*arrays, *values[4:7], *numbers, *columns, found])
-        return builder.load(found)
+        target = emit.pointer(words, values[7], I64(0), I64)
+        builder.call(_build_mark(emit), [*arrays, *values[4:7], target])
+        return context.get_dummy_value()
 
     whole = types.int64
-    settings = [whole, x.dtype, x.dtype, whole, whole, whole]
-    return types.int64(x, whole, w, whole, *settings, taps, cells, units, whole), generate
+    return types.void(x, whole, w, whole, whole, x.dtype, x.dtype, words), generate
 
 
 @intrinsic

@@ -48,16 +48,11 @@ class Bouligand(DerivativeRule):
         graph = view.active(self.eps)
         if not graph.tied:
             return self.to_winners(view, gy, want_x, want_w, count)
-        lower, raised = gy.clamp_min(0), gy.clamp_max(0)
-        gx = gw = touched = None
-        if want_x:
-            opposing = graph.to_cells(lower)
-            gx = opposing + graph.deliver(raised, graph.select(opposing))
-        if want_w:
-            gw = graph.to_taps(lower) + view.scatter(raised, want_x=False)[1]
+        touched = None
         if count:
-            touched = graph.to_taps((lower > 0).to(gy.dtype)) + view.touches(raised)
-        return gx, gw, touched
+            touched = graph.to_taps((gy > 0).to(gy.dtype)) + view.touches(gy.clamp_max(0))
+        gx = graph.to_cells_by_sign(gy) if want_x else None
+        return gx, graph.to_taps_by_sign(gy) if want_w else None, touched
 
 
 def _least_opposed(chunk: ActiveChunk, u: Tensor, message: Tensor) -> Tensor:
