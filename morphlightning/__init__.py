@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         metrics,
         models,
         registry,
+        structure,
         testing,
     )
     from morphlightning.checkpoint_io import SafeCheckpointIO
@@ -41,6 +42,7 @@ _MODULES = (
     "metrics",
     "models",
     "registry",
+    "structure",
     "testing",
 )
 _NAMES = {
@@ -65,6 +67,7 @@ __all__ = [
     "metrics",
     "models",
     "registry",
+    "structure",
     "testing",
 ]
 

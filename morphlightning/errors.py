@@ -73,3 +73,7 @@ class PluginParameterError(PluginError, TypeError):
 
 class PluginWarning(UserWarning):
     """Something about an installed plugin that breaks nothing but itself."""
+
+
+class TrainingWarning(UserWarning):
+    """A start or a setting from which max-plus weights will not learn; the message names the layers and a remedy."""

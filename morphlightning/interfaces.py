@@ -257,14 +257,21 @@ class Heuristic(Component):
         stage: ``"message"`` acts inside backward and replaces the message to the previous layer; ``"route"`` acts
             inside backward and changes what reaches the weights; ``"update"`` acts on gradients after they were
             reduced over processes and before clipping and the optimizer's step.
-        needs: Statistics that a layer must record for it: ``"count"`` (rows that touched each weight) and
-            ``"samples"`` (size of the batch), both summed over micro-batches and processes.
+        needs: Statistics that a layer must record for it, summed over micro-batches and processes: ``"count"`` (rows
+            that touched each weight), ``"samples"`` (size of the batch), ``"gaps"`` (histogram of the gaps of all rows
+            with a message, to be read by :func:`morphlightning.layers.gap_quantile`; since 1.2). And ``"lr"``, the
+            optimizer's rate for the weight, which is missing where nobody named the optimizer (since 1.2).
         after: Names of update heuristics that must stand before this one in a composition.
+        homogeneous: Whether t times the message gives t times the result. Where it does not (a finite step, which
+            takes the message at its word), a model refuses to train with a scaled loss (precision 16-mixed) and
+            where the Trainer accumulates other than ``accumulation`` batches, a field of the heuristic (1 where it
+            has none): both scale messages. Since 1.2.
     """
 
     stage: ClassVar[Literal["message", "route", "update"]]
     needs: ClassVar[frozenset[str]] = frozenset()
     after: ClassVar[frozenset[str]] = frozenset()
+    homogeneous: ClassVar[bool] = True
 
     def message(self, view: SiteView, gy: Tensor, default: Tensor) -> Tensor:
         """Message to the inputs (samples, cells) in place of the derivative rule's ``default``."""
@@ -275,7 +282,7 @@ class Heuristic(Component):
         raise TypeError(f"{type(self).__name__} declares stage 'route' but does not define route()")
 
     def update(self, weight: Tensor, grad: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-        """Gradient handed to the optimizer in place of ``grad``; all three have the weight's shape or are scalars."""
+        """Gradient handed to the optimizer in place of ``grad``, of the weight's shape, as ``count`` is."""
         raise TypeError(f"{type(self).__name__} declares stage 'update' but does not define update()")
 
 
@@ -286,33 +293,132 @@ class SiteSpec(NamedTuple):
     op: str  # "dilation", "erosion", "opening", ...
     shape: tuple[int, ...]  # of the weight: (out, in), or (out, channels of a group, *window)
     window: tuple[int, ...] = ()  # the last axes of shape that are a window; empty for dense layers
+    groups: int = 1  # units i and inputs of the same group meet; out is a multiple of it
+
+
+class SiteBatch(Protocol):
+    r"""Training data as one weight meets them: rows of maxima :math:`\max_j x_{bj} + w_{ij}` (erosions by duality).
+
+    A row b is one sample, or one sample at one position of the window. With C candidates of a group of U units the
+    weight is (groups * U, C), flattened behind its first axis.
+    """
+
+    @property
+    def x(self) -> Tensor:
+        """What competes (rows, groups, C), in the order of a unit's weights; -inf outside an image; -x in erosions."""
+        ...
+
+    @property
+    def y(self) -> Tensor:
+        """What the units should give (rows, groups, U), -y in erosions; for initializers with data = "pairs" alone."""
+        ...
+
+    @property
+    def draw(self) -> Tensor:
+        """Random numbers (rows,), int64, >= 0: by seed and raw sample, the same in any batch and on any process."""
+        ...
+
+    def least(self) -> Tensor:
+        """Minimum over rows of y - x, shape (groups, U, C); inf where x is -inf in all of them."""
+        ...
+
+    def greatest(self) -> Tensor:
+        """Maximum over rows with x > -inf of y - x, shape (groups, U, C); -inf where there are none."""
+        ...
 
 
 class Initializer(Component):
-    """Fills a layer's weights. Entries of -inf declare missing weights: they are masked and never trained."""
+    """Fills a layer's weights. Entries of -inf declare missing weights: they are masked and never trained.
+
+    One that learns from data (since API 1.2) sets ``data``, fills a start that is safe without data, and defines
+    ``begin``, ``update`` and ``finish``. Each process reads its own part of the data; the states are reduced over
+    processes after each pass, entry by entry as ``reduce`` says, and the weights are those of process 0.
+
+    Attributes:
+        data: ``"none"``; ``"inputs"`` to see what the layer receives; ``"pairs"`` to see what it should give, too.
+        reduce: For each entry of the state that ``update`` changes: ``"sum"``, ``"min"``, ``"max"``, or ``"gather"``
+            (stacked along the first axis; entries of equal shape on all processes).
+    """
+
+    data: ClassVar[Literal["none", "inputs", "pairs"]] = "none"
+    reduce: ClassVar[Mapping[str, Literal["sum", "min", "max", "gather"]]] = {}
+
+    @property
+    def passes(self) -> int:
+        """How often it reads the data."""
+        return 1
 
     @abstractmethod
     def fill(self, spec: SiteSpec, generator: torch.Generator | None) -> Tensor:
         """Weights of shape ``spec.shape``, float32, from ``generator`` alone (the global one where it is None)."""
 
+    def begin(self, spec: SiteSpec, w: Tensor, previous: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """State before a pass, the neutral element of its reductions, on the device of ``w``.
+
+        Args:
+            spec: The layer.
+            w: Its present weights, -inf where they are missing.
+            previous: State after the pass before, reduced over processes; empty before the first.
+        """
+        raise TypeError(f"{type(self).__name__} declares data = {self.data!r} but does not define begin()")
+
+    def update(self, state: dict[str, Tensor], batch: SiteBatch) -> None:
+        """Take in a batch; the state after a pass must not depend on how rows are parted into batches, or ordered."""
+        raise TypeError(f"{type(self).__name__} declares data = {self.data!r} but does not define update()")
+
+    def finish(self, spec: SiteSpec, w: Tensor, state: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Weights of shape ``spec.shape`` from the state after the last pass; random numbers from ``generator``."""
+        raise TypeError(f"{type(self).__name__} declares data = {self.data!r} but does not define finish()")
+
 
 # ------------------------------------------------------------------------------------------------- optimizers
+class StepStatistics(Protocol):
+    """What an optimizer may know of one max-plus weight; since 1.2."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight."""
+        ...
+
+    @property
+    def updates(self) -> tuple[Heuristic, ...]:
+        """The update heuristics that its gradient has passed when the optimizer steps."""
+        ...
+
+    def read(self, statistics: frozenset[str]) -> None:
+        """Record these statistics, from now on."""
+        ...
+
+    def of_step(self) -> Mapping[str, Tensor]:
+        """Statistics of the step that is about to be taken, as heuristics see them.
+
+        Raises ConfigError where ``apply_update_heuristics`` was not called since the last backward pass.
+        """
+        ...
+
+
 class Group(NamedTuple):
     """Parameters that an optimizer treats alike.
 
     Roles: ``"morph"`` (max-plus weights: decay would make them win, not vanish), ``"linear"`` (weights of linear and
     convolution layers), ``"norm"``, ``"bias"``, ``"activation"``, ``"other"``. ``decay`` says whether weight decay
-    makes sense for them.
+    makes sense for them. ``sites`` holds the statistics of max-plus weights (since 1.2).
     """
 
     role: str
     names: list[str]
     params: list[nn.Parameter]
     decay: bool
+    sites: tuple[StepStatistics, ...] = ()
 
 
 class TorchOptimizer(Component):
     """An ordinary torch optimizer with its schedule (automatic optimization)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that max-plus layers must record for it: its groups' sites give them at each step; since 1.2."""
+        return frozenset()
 
     @abstractmethod
     def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:

@@ -294,6 +294,18 @@ class FrozenLoopless(Regularizer):
     pass
 
 
+@dataclass(frozen=True)
+class Curious(Initializer):
+    data = "pairs"
+
+    def fill(self, spec: Any, generator: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Greedy(Curious):
+    data = "all"  # type: ignore[assignment]
+
+
 class PlainLoop(Loop):
     pass
 
@@ -309,6 +321,8 @@ def half_function() -> None:
         ("heuristics", NoStage, ["declares no stage", "is not a dataclass"]),
         ("heuristics", WrongStage, ["stage 'update' but does not define update()", "needs = frozenset({'colour'})"]),
         ("initializers", Thawed, ["not frozen"]),
+        ("initializers", Curious, ["does not define begin()", "define update()", "define finish()", "reduce = {}"]),
+        ("initializers", Greedy, ["data = 'all', expected one of 'none', 'inputs', 'pairs'"]),
         ("regularizers", FrozenLoopless, ["does not define term()"]),
         ("optimizers", PlainLoop, ["does not define bind()", "does not define step()", "decorate it with @dataclass"]),
         ("optimizers", Half, ["is not a subclass of morphlightning.interfaces.TorchOptimizer or"]),

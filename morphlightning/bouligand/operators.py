@@ -22,14 +22,14 @@ from morphlightning.pipeline import policy_of
 def candidates(x: Tensor, w: Tensor, h: Tensor, v: Tensor, where: Geometry) -> Iterable[Slabs]:
     """Scores x + w and slopes h + v of the candidates of a max-plus operator, for some samples at a time."""
     if isinstance(where, Dense):
-        for scores, slopes in zip(eager.dense_scores(x, w, where), eager._dense_scores(h, v, where), strict=True):
+        for scores, slopes in zip(eager.dense_scores(x, w, where), eager.dense_scores(h, v, where), strict=True):
             yield lambda scores=scores, slopes=slopes: [(scores, slopes)]  # type: ignore[misc]
         return
     outside = replace(where, border="constant", fill=0.0) if not where.wraps else where  # what is outside stays there
     like = x.new_empty(where.output_shape(x.shape, w.shape), dtype=eager.compute_dtype(x, w))
 
     def taps() -> Iterable[tuple[Tensor, Tensor]]:
-        pairs = zip(eager.shifts(x, w, where, like), eager._shifts(h, v, outside, like), strict=True)
+        pairs = zip(eager.shifts(x, w, where, like), eager.shifts(h, v, outside, like), strict=True)
         return (
             (scores.flatten(1, 2)[..., None], slopes.flatten(1, 2)[..., None]) for (_, scores), (_, slopes) in pairs
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from morphlightning.callbacks.random_state import RandomState
     from morphlightning.callbacks.rank_agreement import RankAgreement
     from morphlightning.callbacks.sigterm import GracefulSigterm
+    from morphlightning.callbacks.start_guard import StartGuard
     from morphlightning.callbacks.touches import TouchCounts
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "RandomState": "random_state",
     "RankAgreement": "rank_agreement",
     "Reconstructions": "figures",
+    "StartGuard": "start_guard",
     "StructuringFunctions": "figures",
     "TouchCounts": "touches",
     "WeightActivity": "figures",
@@ -52,6 +54,7 @@ __all__ = [
     "RandomState",
     "RankAgreement",
     "Reconstructions",
+    "StartGuard",
     "StructuringFunctions",
     "TouchCounts",
     "WeightActivity",
@@ -71,13 +74,14 @@ def __dir__() -> list[str]:
 
 
 def default_callbacks() -> list[Callback]:
-    """The guards that every model of ours runs with: RankAgreement, FiniteGuard, GracefulSigterm, RandomState."""
+    """What every model of ours runs with: RankAgreement, FiniteGuard, GracefulSigterm, RandomState, StartGuard."""
     from morphlightning.callbacks.finite import FiniteGuard
     from morphlightning.callbacks.random_state import RandomState
     from morphlightning.callbacks.rank_agreement import RankAgreement
     from morphlightning.callbacks.sigterm import GracefulSigterm
+    from morphlightning.callbacks.start_guard import StartGuard
 
-    return [RankAgreement(), FiniteGuard(), GracefulSigterm(), RandomState()]
+    return [RankAgreement(), FiniteGuard(), GracefulSigterm(), RandomState(), StartGuard()]
 
 
 def missing_callbacks(present: Iterable[Callback]) -> list[Callback]:

@@ -19,4 +19,4 @@ class MorphUpdates(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Apply the heuristics."""
         if not getattr(pl_module, "applies_update_heuristics", False):
-            apply_update_heuristics(pl_module)
+            apply_update_heuristics(pl_module, optimizer)

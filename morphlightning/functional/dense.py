@@ -9,28 +9,34 @@ from morphlightning.interfaces import Spec
 from morphlightning.ops.dispatch import maxplus
 from morphlightning.ops.geometry import DENSE, DUAL_DENSE, Dense
 from morphlightning.ops.policy import Policy
+from morphlightning.ops.statistics import NO_GHOSTS, Ghosts
 from morphlightning.pipeline import policy_of
 
 
-def max_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
+def max_plus(x: Tensor, w: Tensor, policy: Policy, ghosts: Ghosts = NO_GHOSTS) -> Tensor:
     """max_j x[..., j] + w[i, j] under a policy; the core of all dense operators (shapes are not checked)."""
-    return _last_axis(x, w, policy, ghost, dual=False)
+    return _last_axis(x, w, policy, ghosts, dual=False)
 
 
-def min_plus(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None = None) -> Tensor:
+def min_plus(x: Tensor, w: Tensor, policy: Policy, ghosts: Ghosts = NO_GHOSTS) -> Tensor:
     """min_j x[..., j] - w[i, j] under a policy: the dual of :func:`max_plus`."""
-    return _last_axis(x, w, policy, ghost, dual=True)
+    return _last_axis(x, w, policy, ghosts, dual=True)
 
 
-def _last_axis(x: Tensor, w: Tensor, policy: Policy, ghost: Tensor | None, dual: bool) -> Tensor:
+def _last_axis(x: Tensor, w: Tensor, policy: Policy, ghosts: Ghosts, dual: bool) -> Tensor:
     if w.ndim == 2:
-        y = maxplus(x.reshape(-1, x.shape[-1]), w, DUAL_DENSE if dual else DENSE, policy, ghost)
+        y = maxplus(x.reshape(-1, x.shape[-1]), w, DUAL_DENSE if dual else DENSE, policy, ghosts)
         return y.view(*x.shape[:-1], w.shape[0])
     matrices, outs, _ = w.shape
     side_by_side = x.movedim(0, -2)  # one group for each matrix
-    where, ghost = Dense(matrices, dual), None if ghost is None else ghost.flatten(0, 1)
-    y = maxplus(side_by_side.flatten(-2).reshape(-1, x.shape[-1] * matrices), w.flatten(0, 1), where, policy, ghost)
+    flat, ghosts = side_by_side.flatten(-2).reshape(-1, x.shape[-1] * matrices), ghosts.arranged(_stacked)
+    y = maxplus(flat, _stacked(w), Dense(matrices, dual), policy, ghosts)
     return y.view(*side_by_side.shape[:-1], outs).movedim(-2, 0)
+
+
+def _stacked(w: Tensor) -> Tensor:
+    """(matrices, out, in) as (matrices * out, in)."""
+    return w.flatten(0, 1)
 
 
 def dilation(x: Tensor, w: Tensor, *, derivative: Spec = "first") -> Tensor:

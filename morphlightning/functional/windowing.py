@@ -14,6 +14,7 @@ from morphlightning.functional.checks import check_real
 from morphlightning.ops.dispatch import maxplus
 from morphlightning.ops.geometry import BORDERS, Border, Window
 from morphlightning.ops.policy import Policy
+from morphlightning.ops.statistics import NO_GHOSTS, Ghosts
 
 Size = int | tuple[int, ...]
 Padding = int | tuple[int, ...] | Literal["same", "valid"]
@@ -159,11 +160,11 @@ def apply_window(
     sign: int,
     how: Windowing,
     policy: Policy,
-    ghost: Tensor | None = None,
+    ghosts: Ghosts = NO_GHOSTS,
 ) -> Tensor:
     """Dilation (sign 1) or erosion (sign -1) by a window under a policy.
 
-    ``ghost`` is a leaf of b's shape whose gradient becomes touch counts; b then has the shape of weights.
+    Where there are ``ghosts``, b has the shape of weights.
     """
     images = batched(where, x, rank)
     w, groups = weights(where, b, images, rank, how.groups)
@@ -173,18 +174,22 @@ def apply_window(
         window = replace(window, flat=True)
     check_fit(where, images, size, window)
     if sign > 0:  # a dilation reflects its window
-        axes = tuple(range(2, w.ndim))
-        w, ghost = w.flip(axes), None if ghost is None else ghost.flip(axes)
+        w, ghosts = _reflected(w), ghosts.arranged(_reflected)
     run = _compete if how.merge == "max" else _add_channels
-    y = run(images, w, window, policy, ghost)
+    y = run(images, w, window, policy, ghosts)
     return y if x.ndim == rank + 2 else y.squeeze(0)
 
 
-def _compete(x: Tensor, w: Tensor, window: Window, policy: Policy, ghost: Tensor | None) -> Tensor:
-    return maxplus(x, w, window, policy, ghost)
+def _reflected(w: Tensor) -> Tensor:
+    """The window turned around its centre."""
+    return w.flip(tuple(range(2, w.ndim)))
 
 
-def _add_channels(x: Tensor, w: Tensor, window: Window, policy: Policy, ghost: Tensor | None) -> Tensor:
+def _compete(x: Tensor, w: Tensor, window: Window, policy: Policy, ghosts: Ghosts) -> Tensor:
+    return maxplus(x, w, window, policy, ghosts)
+
+
+def _add_channels(x: Tensor, w: Tensor, window: Window, policy: Policy, ghosts: Ghosts) -> Tensor:
     """Each channel as a group of its own, then the channels of each group added."""
     channels = w.shape[1]
 
@@ -194,6 +199,6 @@ def _add_channels(x: Tensor, w: Tensor, window: Window, policy: Policy, ghost: T
         return one_each
 
     separate = replace(window, groups=window.groups * channels)
-    y = maxplus(x, one_channel_each(w), separate, policy, None if ghost is None else one_channel_each(ghost))
+    y = maxplus(x, one_channel_each(w), separate, policy, ghosts.arranged(one_channel_each))
     total: Tensor = y.unflatten(1, (window.groups, channels, -1)).sum(2).flatten(1, 2)
     return total

@@ -27,6 +27,7 @@ from morphlightning.layers.dense import (
     Opening,
     SupOfErosions,
 )
+from morphlightning.layers.initialization import initialize
 from morphlightning.layers.pooling import (
     MorphPool1d,
     MorphPool2d,
@@ -74,6 +75,7 @@ from morphlightning.layers.windows import (
     TopHat2d,
     TopHat3d,
 )
+from morphlightning.ops.statistics import gap_quantile
 
 __all__ = [
     "Closing",
@@ -134,6 +136,8 @@ __all__ = [
     "TopHat2d",
     "TopHat3d",
     "apply_update_heuristics",
+    "gap_quantile",
+    "initialize",
     "reduce_statistics",
     "sites",
 ]

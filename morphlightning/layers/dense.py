@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from morphlightning.functional.checks import check_dense
 from morphlightning.functional.dense import max_plus, min_plus
 from morphlightning.layers.base import MorphLayer
+from morphlightning.ops.statistics import Ghosts
 
 
 class _DenseLayer(MorphLayer):
@@ -19,10 +21,10 @@ class _DenseLayer(MorphLayer):
         super().__init__((out_features, in_features), **options)
         self.in_features, self.out_features = in_features, out_features
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Check x; the effective weight and the ghost leaf of this pass."""
+    def start(self, x: Tensor) -> tuple[Tensor, Ghosts]:
+        """Check x; the effective weight and the ghost leaves of this pass."""
         check_dense(type(self).__name__, x, self.weight, 1)
-        return self.begin(x.shape[:-1].numel())
+        return self.begin(math.prod(x.shape[:-1]))
 
 
 class Dilation(_DenseLayer):
@@ -40,8 +42,8 @@ class Dilation(_DenseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Dilate the last axis."""
-        weight, ghost = self.start(x)
-        return max_plus(x, weight, self.pipeline.policy, ghost)
+        weight, ghosts = self.start(x)
+        return max_plus(x, weight, self.pipeline.policy, ghosts)
 
 
 class Erosion(_DenseLayer):
@@ -54,8 +56,8 @@ class Erosion(_DenseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Erode the last axis."""
-        weight, ghost = self.start(x)
-        return min_plus(x, weight, self.pipeline.policy, ghost)
+        weight, ghosts = self.start(x)
+        return min_plus(x, weight, self.pipeline.policy, ghosts)
 
 
 class Opening(_DenseLayer):
@@ -68,10 +70,10 @@ class Opening(_DenseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Erosion, then its adjoint dilation."""
-        weight, ghost = self.start(x)
+        weight, ghosts = self.start(x)
         policy = self.pipeline.policy
-        eroded = min_plus(x, weight, policy, ghost)
-        return max_plus(eroded, weight.t(), policy, None if ghost is None else ghost.t())
+        eroded = min_plus(x, weight, policy, ghosts)
+        return max_plus(eroded, weight.t(), policy, ghosts.arranged(torch.t))
 
 
 class Closing(_DenseLayer):
@@ -81,10 +83,10 @@ class Closing(_DenseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Dilation, then its adjoint erosion."""
-        weight, ghost = self.start(x)
+        weight, ghosts = self.start(x)
         policy = self.pipeline.policy
-        dilated = max_plus(x, weight, policy, ghost)
-        return min_plus(dilated, weight.t(), policy, None if ghost is None else ghost.t())
+        dilated = max_plus(x, weight, policy, ghosts)
+        return min_plus(dilated, weight.t(), policy, ghosts.arranged(torch.t))
 
 
 class SupOfErosions(nn.Module):

@@ -53,7 +53,7 @@ class _MorphPool(WindowLayer):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(batch, channels, *space) to (batch, channels, *space / stride), with provenance where it is asked for."""
-        weight, ghost = self.start(x)
+        weight, ghosts = self.start(x)
         images = batched(type(self).__name__, x, self.rank)
         if images.shape[1] != self.in_channels:
             raise ShapeError(
@@ -64,9 +64,9 @@ class _MorphPool(WindowLayer):
         check_fit(type(self).__name__, images, self.kernel_size, window)
         lead = x.shape[: -self.rank]  # without a batch axis where x has none
         if not self.return_provenance:
-            y = maxplus(images, weight, window, self.pipeline.policy, ghost)
+            y = maxplus(images, weight, window, self.pipeline.policy, ghosts)
             return y.view(*lead, *y.shape[2:])
-        y, cell = maxplus_with_provenance(images, weight, window, self.pipeline.policy, ghost)
+        y, cell = maxplus_with_provenance(images, weight, window, self.pipeline.policy, ghosts)
         position = cell % math.prod(x.shape[-self.rank :])
         return y.view(*lead, *y.shape[2:]), position.view(*lead, *y.shape[2:])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError
+from morphlightning.interfaces import Heuristic
+from morphlightning.ops.statistics import GAP_BINS, Ghosts
 from morphlightning.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class _Tally(torch.autograd.Function):
 class Site:
     """Statistics of one weight between two optimizer steps.
 
-    They are gradients of ghost leaves: ``ghost`` of the weight's shape (touch counts) and ``tally`` (samples). So they
+    They are gradients of ghost leaves: of ``tally`` (samples) and of ``ghosts`` (touch counts and gaps). So they
     accumulate over micro-batches like any gradient, count what was differentiated and nothing else, and survive
     retracing and recomputation; but ghosts are no parameters, so they are neither saved, reduced, clipped nor decayed.
     """
@@ -48,7 +50,6 @@ class Site:
     def __init__(self, layer: MorphLayer) -> None:
         self._layer = layer
         self.readers: Counter[str] = Counter()
-        self.reduced: dict[str, Tensor] | None = None
         self.allocate()
 
     @property
@@ -67,18 +68,30 @@ class Site:
         return self._layer.pipeline
 
     @property
+    def updates(self) -> tuple[Heuristic, ...]:
+        """The layer's update heuristics."""
+        return self.pipeline.updates
+
+    @property
     def needs(self) -> frozenset[str]:
         """Statistics that somebody reads; nobody reads, nobody pays."""
         return self.pipeline.needs.union(self.readers)
 
     def allocate(self) -> None:
         """Fresh statistics beside the weight, on its device."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        zeros = torch.zeros(self.weight.shape, dtype=dtype, device=self.weight.device)
-        self.ghost = zeros.requires_grad_() if "count" in self.needs else None
-        self.tally = torch.zeros((), dtype=torch.float64, device=self.weight.device, requires_grad=True)
-        self.reduced = None
-        self._version = self.weight._version
+        weight = self.weight
+
+        def leaf(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=weight.device, requires_grad=True)
+
+        self.tally = leaf(())
+        self.ghosts = Ghosts(
+            leaf(weight.shape, torch.promote_types(weight.dtype, torch.float32)) if "count" in self.needs else None,
+            leaf((GAP_BINS,)) if "gaps" in self.needs else None,
+        )
+        self.reduced: dict[str, Tensor] | None = None
+        self.last: dict[str, Tensor] | None = None
+        self._version = weight._version
 
     def read(self, statistics: frozenset[str]) -> None:
         """Record these statistics too, until as many calls of :meth:`release`."""
@@ -95,7 +108,7 @@ class Site:
 
     def record(self, weight: Tensor, samples: int) -> Tensor:
         """``weight``, such that a backward pass through it counts ``samples`` inputs."""
-        if not (self.needs or self.pipeline.updates):
+        if not (self.needs or self.updates):
             return weight
         self._check_applied()
         counted: Tensor = _Tally.apply(weight, self.tally, samples)  # type: ignore[no-untyped-call]
@@ -103,10 +116,10 @@ class Site:
 
     def _check_applied(self) -> None:
         """Raise ConfigError where a step was taken although update heuristics were never applied."""
-        if not self.pipeline.updates or torch.compiler.is_compiling():
+        if not self.updates or torch.compiler.is_compiling():
             return
         if self.tally.grad is not None and self.weight._version != self._version:
-            names = ", ".join(type(h).__name__ for h in self.pipeline.updates)
+            names = ", ".join(type(h).__name__ for h in self.updates)
             raise ConfigError(
                 f"the optimizer stepped, but the update heuristics of this layer ({names}) were never applied: call "
                 "morphlightning.apply_update_heuristics(model) between backward and step, or give the Trainer "
@@ -114,16 +127,34 @@ class Site:
             )
         self._version = self.weight._version
 
+    def of_step(self) -> Mapping[str, Tensor]:
+        """Statistics of the step that is about to be taken, for an optimizer that reads them.
+
+        Raises:
+            ConfigError: They were not summed up since the last backward pass.
+        """
+        if self.last is None or self.tally.grad is not None:
+            raise ConfigError(
+                "the optimizer reads statistics of max-plus layers, and they were not summed up for this step: call "
+                "morphlightning.apply_update_heuristics(model, optimizer) between backward and step, or give the "
+                "Trainer morphlightning.callbacks.MorphUpdates() (morphlightning's own models do it by themselves)"
+            )
+        return self.last
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The leaves by the statistics that their gradients are."""
+        leaves = {"samples": self.tally, "count": self.ghosts.touches, "gaps": self.ghosts.gaps}
+        return {name: leaf for name, leaf in leaves.items() if leaf is not None}
+
     def local(self) -> list[Tensor]:
-        """This process's statistics, flat: samples, then the count where it is recorded."""
-        leaves = [self.tally] if self.ghost is None else [self.tally, self.ghost]
-        return [(leaf if leaf.grad is None else leaf.grad).detach().reshape(-1).double() for leaf in leaves]
+        """This process's statistics, flat."""
+        leaves = self.leaves().values()
+        return [(leaf if leaf.grad is None else leaf.grad).detach().flatten().double() for leaf in leaves]
 
     def clear(self) -> None:
         """Start counting anew."""
-        if self.ghost is not None:
-            self.ghost.grad = None
-        self.tally.grad = None
+        for leaf in self.leaves().values():
+            leaf.grad = None
         self.reduced = None
         self._version = self.weight._version
 
@@ -144,31 +175,41 @@ def reduce_statistics(module: nn.Module) -> dict[str, dict[str, Tensor]]:
     """
     recording = [(name, site) for name, site in sites(module) if site.needs]
     if any(site.reduced is None for _, site in recording):
-        pieces = [site.local() for _, site in recording]
-        packed = torch.cat([piece for local in pieces for piece in local])
+        pieces = [piece for _, site in recording for piece in site.local()]
+        packed = torch.cat(pieces)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(packed)
-        parts = iter(packed.split([piece.numel() for local in pieces for piece in local]))
+        parts = iter(packed.split([piece.numel() for piece in pieces]))
         for _, site in recording:
-            site.reduced = {"samples": next(parts)[0]}
-            if site.ghost is not None:
-                site.reduced["count"] = next(parts).view_as(site.weight)
+            site.reduced = {name: next(parts).view(leaf.shape) for name, leaf in site.leaves().items()}
     return {name: site.reduced for name, site in recording if site.reduced is not None}
 
 
 @torch.no_grad()
-def apply_update_heuristics(module: nn.Module) -> None:
+def apply_update_heuristics(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Hand the gradients of all max-plus weights through their update heuristics.
 
     To be called after gradients were reduced and unscaled, before clipping and the optimizer's step. morphlightning's
     models do it themselves; for other modules use the callback ``MorphUpdates``, or this function in a plain loop.
-    Collective: every process must call it.
+    Collective: every process must call it. The statistics of the step stay readable as ``site.last`` until the next
+    call.
+
+    Args:
+        module: What holds the layers.
+        optimizer: The optimizer that is about to step; it tells heuristics that ask for it (``"lr"``) the rate.
     """
     reduce_statistics(module)
+    groups = [] if optimizer is None else optimizer.param_groups
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
     for _, site in sites(module):
-        grad = site.weight.grad
-        if grad is not None and site.pipeline.updates:
-            for heuristic in site.pipeline.updates:
-                grad = heuristic.update(site.weight, grad, site.reduced or {})
-            site.weight.grad.copy_(grad)  # type: ignore[union-attr]
+        weight, statistics = site.weight, site.reduced or {}
+        if weight.grad is not None and site.updates:
+            if id(weight) in rates:
+                rate = torch.as_tensor(rates[id(weight)], dtype=torch.float64, device=weight.device)
+                statistics = statistics | {"lr": rate}
+            grad = weight.grad
+            for heuristic in site.updates:
+                grad = heuristic.update(weight, grad, statistics)
+            weight.grad.copy_(grad)
+        site.last = site.reduced
         site.clear()

@@ -87,7 +87,6 @@ class _SoftDilation(_Soft, WindowLayer):
     """
 
     op: ClassVar[str] = "dilation"
-    sign: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -112,7 +111,6 @@ class _SoftErosion(_SoftDilation):
     r"""Soft erosion :math:`-\frac1\beta \log \sum_{c,z} e^{-\beta (f_c(p + z) - b_{oc}(z))}`; as the dilation."""
 
     op: ClassVar[str] = "erosion"
-    sign: ClassVar[int] = -1
 
 
 class SoftDilation1d(_SoftDilation):

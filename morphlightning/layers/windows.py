@@ -14,9 +14,10 @@ from torch import Tensor
 
 from morphlightning.errors import ConfigError
 from morphlightning.functional.geodesic import _reconstruct
-from morphlightning.functional.windowing import Size, Windowing, apply_window, per_axis
+from morphlightning.functional.windowing import Size, Windowing, apply_window, check_fit, per_axis
 from morphlightning.functional.windows import transposed
 from morphlightning.layers.base import MorphLayer
+from morphlightning.ops.statistics import Ghosts
 
 _WINDOWING = tuple(field.name for field in fields(Windowing))
 
@@ -49,35 +50,59 @@ class WindowLayer(MorphLayer):
                 f"out_channels={out_channels}"
             )
         size = per_axis("kernel_size", kernel_size, self.rank, 1)
-        super().__init__((out_channels, in_channels // how.groups, *size), self.rank, **options)
         self.in_channels, self.out_channels, self.kernel_size, self.windowing = in_channels, out_channels, size, how
+        super().__init__((out_channels, in_channels // how.groups, *size), self.rank, how.groups, **options)
 
-    def dilate(self, x: Tensor, weight: Tensor, ghost: Tensor | None) -> Tensor:
+    def dilate(self, x: Tensor, weight: Tensor, ghosts: Ghosts) -> Tensor:
         """Dilation of x under the layer's policy."""
-        return self._apply_window(x, weight, ghost, 1)
+        return self._apply_window(x, weight, ghosts, 1)
 
-    def erode(self, x: Tensor, weight: Tensor, ghost: Tensor | None) -> Tensor:
+    def erode(self, x: Tensor, weight: Tensor, ghosts: Ghosts) -> Tensor:
         """Erosion of x under the layer's policy."""
-        return self._apply_window(x, weight, ghost, -1)
+        return self._apply_window(x, weight, ghosts, -1)
 
-    def open(self, x: Tensor, weight: Tensor, ghost: Tensor | None) -> Tensor:
+    def open(self, x: Tensor, weight: Tensor, ghosts: Ghosts) -> Tensor:
         """Erosion, then the adjoint dilation."""
-        return self.dilate(self.erode(x, weight, ghost), *self._adjoint(weight, ghost))
+        return self.dilate(self.erode(x, weight, ghosts), *self._adjoint(weight, ghosts))
 
-    def close(self, x: Tensor, weight: Tensor, ghost: Tensor | None) -> Tensor:
+    def close(self, x: Tensor, weight: Tensor, ghosts: Ghosts) -> Tensor:
         """Dilation, then the adjoint erosion."""
-        return self.erode(self.dilate(x, weight, ghost), *self._adjoint(weight, ghost))
+        return self.erode(self.dilate(x, weight, ghosts), *self._adjoint(weight, ghosts))
 
-    def _apply_window(self, x: Tensor, weight: Tensor, ghost: Tensor | None, sign: int) -> Tensor:
+    def _apply_window(self, x: Tensor, weight: Tensor, ghosts: Ghosts, sign: int) -> Tensor:
         where = type(self).__name__
-        return apply_window(where, x, weight, self.rank, sign, self.windowing, self.pipeline.policy, ghost)
+        return apply_window(where, x, weight, self.rank, sign, self.windowing, self.pipeline.policy, ghosts)
 
-    def _adjoint(self, weight: Tensor, ghost: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _adjoint(self, weight: Tensor, ghosts: Ghosts) -> tuple[Tensor, Ghosts]:
         groups = self.windowing.groups
-        return transposed(weight, groups), None if ghost is None else transposed(ghost, groups)
+        return transposed(weight, groups), ghosts.arranged(lambda touches: transposed(touches, groups))
 
-    def start(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The effective weight and the ghost leaf of this pass."""
+    def _why_no_data(self) -> str | None:
+        if self.windowing.merge == "sum" and self.in_channels > self.windowing.groups:
+            return "with merge='sum' outputs are sums of maxima"
+        return super()._why_no_data()
+
+    def candidates(self, x: Tensor) -> Tensor:
+        """Patches (samples * positions, groups, channels of a group * window) of x (samples, channels, *space)."""
+        reflected = self.op == "dilation"
+        window = self.windowing.window(self.kernel_size, self.windowing.groups, reflected=reflected, dual=self.sign < 0)
+        check_fit(type(self).__name__, x, self.kernel_size, window)
+        patches = window.pad(self.sign * x)
+        axes = tuple(range(2, 2 + self.rank))
+        for axis, size, step, spacing in zip(axes, self.kernel_size, window.stride, window.spacing, strict=True):
+            patches = patches.unfold(axis, spacing * (size - 1) + 1, step)[..., ::spacing]
+        if reflected:
+            patches = patches.flip(tuple(range(-self.rank, 0)))
+        rows: Tensor = patches.movedim(1, 1 + self.rank).flatten(0, self.rank)
+        return rows.reshape(len(rows), window.groups, -1)
+
+    def wanted(self, y: Tensor) -> Tensor:
+        """Outputs (samples, out, *space) as rows (samples * positions, groups, units)."""
+        rows: Tensor = self.sign * y.flatten(2).movedim(1, -1).flatten(0, 1)
+        return rows.view(len(rows), self.windowing.groups, -1)
+
+    def start(self, x: Tensor) -> tuple[Tensor, Ghosts]:
+        """The effective weight and the ghost leaves of this pass."""
         return self.begin(x.shape[0] if x.ndim == self.rank + 2 else 1)
 
     def extra_repr(self) -> str:
@@ -164,8 +189,8 @@ class _Gradient(_Tied):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape of x."""
-        weight, ghost = self.start(x)
-        return self.dilate(x, weight, ghost) - self.erode(x, weight, ghost)
+        weight, ghosts = self.start(x)
+        return self.dilate(x, weight, ghosts) - self.erode(x, weight, ghosts)
 
 
 class _TopHat(_Tied):
@@ -188,8 +213,8 @@ class _TopHat(_Tied):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape of x."""
-        weight, ghost = self.start(x)
-        return x - self.open(x, weight, ghost) if self.kind == "white" else self.close(x, weight, ghost) - x
+        weight, ghosts = self.start(x)
+        return x - self.open(x, weight, ghosts) if self.kind == "white" else self.close(x, weight, ghosts) - x
 
 
 class _Reconstruction(_Tied):
@@ -217,11 +242,11 @@ class _Reconstruction(_Tied):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape of x."""
-        weight, ghost = self.start(x)
+        weight, ghosts = self.start(x)
         name = type(self).__name__
         if self.kind == "opening":
-            return _reconstruct(name, self.erode(x, weight, ghost), x, self.connectivity, self.rank, 1)
-        return _reconstruct(name, self.dilate(x, weight, ghost), x, self.connectivity, self.rank, -1)
+            return _reconstruct(name, self.erode(x, weight, ghosts), x, self.connectivity, self.rank, 1)
+        return _reconstruct(name, self.dilate(x, weight, ghosts), x, self.connectivity, self.rank, -1)
 
 
 class Dilation1d(_Dilation):

@@ -2,6 +2,13 @@
 
 from morphlightning.models.autoencoder import MorphologicalAutoencoder
 from morphlightning.models.classifier import MorphologicalClassifier
+from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.training import PluginTraining
 
-__all__ = ["MorphologicalAutoencoder", "MorphologicalClassifier", "PluginTraining"]
+__all__ = [
+    "MorphologicalAutoencoder",
+    "MorphologicalClassifier",
+    "PluginTraining",
+    "build_optimizer",
+    "parameter_groups",
+]

@@ -117,6 +117,11 @@ class MorphologicalClassifier(PluginTraining):
         self.stage_metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
         self.example_input_array = torch.zeros(2, *self.in_shape)
 
+    @property
+    def network(self) -> nn.Sequential:
+        """The network without its training: images to logits."""
+        return nn.Sequential(self.backbone, nn.Flatten(), self.head)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes) of images (batch, *in_shape).
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from morphlightning.interfaces import Group
-from morphlightning.layers import MorphLayer
+from morphlightning import registry
+from morphlightning.errors import ConfigError
+from morphlightning.interfaces import Group, Spec, TorchOptimizer
+from morphlightning.layers import MorphLayer, sites
 
 ROLES = ("morph", "linear", "norm", "bias", "activation", "other")
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
@@ -28,7 +31,34 @@ def parameter_groups(module: nn.Module) -> list[Group]:
             group = groups[_role(child, name)]
             group.names.append(f"{path}.{name}".lstrip("."))
             group.params.append(parameter)
+    trained = {id(p) for p in groups["morph"].params}
+    groups["morph"] = groups["morph"]._replace(sites=tuple(s for _, s in sites(module) if id(s.weight) in trained))
     return [group for group in groups.values() if group.params]
+
+
+def build_optimizer(module: nn.Module, optimizer: Spec) -> torch.optim.Optimizer:
+    """The torch optimizer of a component of kind optimizers over a module, whose layers record what it reads.
+
+    morphlightning's models do this themselves. Elsewhere call ``apply_update_heuristics(module, optimizer)`` between
+    backward and step.
+
+    Args:
+        module: Any module.
+        optimizer: A component that is no loop, such as ``"morph_sgd"``.
+
+    Raises:
+        ConfigError: The component is a loop, or refuses the module.
+    """
+    component = registry.build("optimizers", optimizer)
+    if not isinstance(component, TorchOptimizer):
+        raise ConfigError(
+            f"optimizer {optimizer!r} is a loop, which owns the training step: give it to a model of morphlightning"
+        )
+    groups = parameter_groups(module)
+    for group in groups:
+        for site in group.sites:
+            site.read(component.needs)
+    return component.build(groups)
 
 
 def _role(module: nn.Module, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 import morphlightning
 from morphlightning import pipeline, registry
 from morphlightning.callbacks import missing_callbacks
-from morphlightning.callbacks.random_state import gather_states
+from morphlightning.callbacks.random_state import capture, gather_states, restore
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import ConfigError, NotSupportedError
 from morphlightning.interfaces import (
@@ -29,9 +29,10 @@ from morphlightning.interfaces import (
     TorchOptimizer,
     TrainerFacts,
 )
-from morphlightning.layers import apply_update_heuristics
+from morphlightning.layers import MorphLayer, apply_update_heuristics, initialize
+from morphlightning.models.finite_steps import refused_heuristics
 from morphlightning.models.losses import Loss
-from morphlightning.models.parameters import parameter_groups
+from morphlightning.models.parameters import build_optimizer, parameter_groups
 
 COMPONENTS = {
     "activation": "activations",
@@ -56,8 +57,12 @@ class PluginTraining(L.LightningModule):
         optimizer: A component of kind optimizers.
         regularizers: Components whose terms are added to the loss.
         diagnostics: Components that run as callbacks of this model.
+
+    Attributes:
+        max_initialize_batches: How many batches a process and pass initializers read when ``fit`` begins; None for all.
     """
 
+    max_initialize_batches: int | None = None
     applies_update_heuristics: ClassVar[bool] = True  # so that the callback MorphUpdates leaves it to us
 
     def __init__(
@@ -138,22 +143,66 @@ class PluginTraining(L.LightningModule):
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         return len(dataset) if isinstance(dataset, Sized) else 0
 
+    # ---------------------------------------------------------------------------------------------- initialization
+    def site_target(self, name: str, batch: Any) -> Tensor | None:
+        """What the layer ``name`` should give for a batch, for initializers that learn from pairs.
+
+        None (the default) where nobody knows: the layer whose output is the model's then gets the batch's target,
+        classes as 1 for the class and 0 for the others; any other layer is refused.
+        """
+        return None
+
+    def initialize(self, data: L.LightningDataModule | Iterable[Any], max_batches: int | None = None) -> list[str]:
+        """Let layers learn their start whose initializers ask for data; ``fit`` does it where it is still to be done.
+
+        Random states and the state of the training loader stay as they are. Layers that were initialized, trained or
+        loaded before are left alone.
+
+        Args:
+            data: A data module, whose training data are read, or a loader of batches (inputs, target).
+            max_batches: At most so many batches a process and pass; None for all.
+
+        Returns:
+            The names of the layers that learned, in the order in which the model calls them.
+
+        Raises:
+            MorphLightningError: As :func:`morphlightning.layers.initialize`.
+        """
+        if isinstance(data, L.LightningDataModule):
+            data.prepare_data()
+            data.setup("fit")
+            loader: Iterable[Any] = data.train_dataloader()
+        else:
+            loader = data
+        state = capture(self.device)
+        try:
+            return initialize(self, loader, target=self.site_target, max_batches=max_batches)
+        finally:
+            restore(state, self.device)
+
+    def on_fit_start(self) -> None:
+        """Initialize from the training data what asks for them; modules are restored by now, so not on resume."""
+        if any(isinstance(layer, MorphLayer) and layer.awaits_data for layer in self.modules()):
+            loader = self.trainer.fit_loop._data_source.dataloader()  # one of its own: training's is not touched
+            limit = self.trainer.limit_train_batches
+            caps = [limit if isinstance(limit, int) else None, self.max_initialize_batches]
+            self.initialize(loader, min((cap for cap in caps if cap is not None), default=None))
+
     # ------------------------------------------------------------------------------------------------- training
     def configure_callbacks(self) -> list[Callback]:
         """The guards that the Trainer lacks, and this model's diagnostics."""
         return [*missing_callbacks(self.trainer.callbacks), *self.diagnostics]  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        """Let regularizers and the loop look at the model and refuse what they cannot do."""
+        """Let regularizers, heuristics and the loop look at the model and refuse what they cannot do."""
         if stage != "fit":
             return
         for regularizer in self.regularizers.values():
             regularizer.bind(self)
-        if isinstance(self.optimizer_component, Loop) and (reasons := self.optimizer_component.refuse(self._facts())):
-            raise NotSupportedError(
-                f"{type(self.optimizer_component).__name__} cannot train under these settings:\n  - "
-                + "\n  - ".join(reasons)
-            )
+        facts, loop = self._facts(), self.optimizer_component
+        _refuse("this model's heuristics", refused_heuristics(self, facts))
+        if isinstance(loop, Loop):
+            _refuse(type(loop).__name__, loop.refuse(facts))
 
     def _facts(self) -> TrainerFacts:
         trainer = self.trainer
@@ -167,13 +216,12 @@ class PluginTraining(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The plugin's optimizer; constraints are restored after each of its steps."""
-        groups = parameter_groups(self)
         component = self.optimizer_component
         if isinstance(component, Loop):
-            component.bind(self, groups)
+            component.bind(self, parameter_groups(self))
             optimizer, schedule = component.optimizer(), None
         else:
-            optimizer = component.build(groups)
+            optimizer = build_optimizer(self, component)
             schedule = component.scheduler(optimizer, self._total_steps(), self.trainer.max_epochs or -1)
         optimizer.register_step_post_hook(self._project)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value]
@@ -208,7 +256,7 @@ class PluginTraining(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are reduced and unscaled: hand them through the update heuristics."""
-        apply_update_heuristics(self)
+        apply_update_heuristics(self, optimizer)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Metrics of a validation batch."""
@@ -297,6 +345,11 @@ class LoopContext:
 
         result: Tensor = optimizer.step(closure=cleared)
         return result
+
+
+def _refuse(what: str, reasons: Sequence[str]) -> None:
+    if reasons:
+        raise NotSupportedError(f"{what} cannot train under these settings:\n  - " + "\n  - ".join(reasons))
 
 
 def _several(name: str, specs: Sequence[Spec]) -> Sequence[Spec]:

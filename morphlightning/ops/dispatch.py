@@ -18,6 +18,7 @@ from morphlightning.ops import eager, geometry, policy, vmap
 from morphlightning.ops.geometry import Geometry
 from morphlightning.ops.plain import plain
 from morphlightning.ops.policy import Policy
+from morphlightning.ops.statistics import GAP_BINS, NO_GHOSTS, Ghosts, gap_histogram
 from morphlightning.ops.view import OperatorView
 
 
@@ -67,6 +68,16 @@ def _touches(gy: Tensor, arg: Tensor, w_shape: list[int], geometry_key: str) -> 
 @_touches.register_fake
 def _(gy: Tensor, arg: Tensor, w_shape: list[int], geometry_key: str) -> Tensor:
     return gy.new_empty(w_shape)
+
+
+@torch.library.custom_op("morphlightning::maxplus_gaps", mutates_args=())
+def _gaps(gy: Tensor, arg: Tensor, gap: Tensor) -> Tensor:
+    return gap_histogram(gy, arg, gap)
+
+
+@_gaps.register_fake
+def _(gy: Tensor, arg: Tensor, gap: Tensor) -> Tensor:
+    return gy.new_empty(GAP_BINS, dtype=torch.float64)
 
 
 @torch.library.custom_op("morphlightning::maxplus_gather", mutates_args=())
@@ -181,6 +192,7 @@ def _(info: Any, in_dims: tuple[Any, ...], arg: Tensor, x: list[int], w: list[in
 
 
 _route.register_vmap(vmap.vmap_by_loop(_route))
+_gaps.register_vmap(vmap.vmap_by_loop(_gaps))
 
 
 # --------------------------------------------------------------------------------------------------- autograd
@@ -239,29 +251,35 @@ class _Route(torch.autograd.Function):
 
 
 class _MaxPlus(torch.autograd.Function):
-    """y and the winners; keeps winners alone where the policy needs no more, else x, w and gaps as well."""
+    """y and the winners; keeps winners alone where the policy needs no more, else x, w and gaps as well.
+
+    ``count`` and ``gaps`` are the leaves of :class:`Ghosts`; gaps that somebody counts are kept too.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, ghost: Tensor | None, key: str, policy_key: str, winner_only: bool) -> Any:
-        return _indices(x, w, key, not winner_only)
+    def forward(
+        x: Tensor, w: Tensor, count: Tensor | None, gaps: Tensor | None, key: str, policy_key: str, winner_only: bool
+    ) -> Any:
+        return _indices(x, w, key, not winner_only or gaps is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, w, ghost, ctx.key, ctx.policy_key, ctx.winner_only = inputs
+        x, w, count, gaps, ctx.key, ctx.policy_key, ctx.winner_only = inputs
         _, arg, gap = output
         ctx.mark_non_differentiable(arg, gap)
         ctx.set_materialize_grads(False)  # else zeros would be made for the gradients of winners and gaps
         ctx.shapes, ctx.dtypes = (x.shape, w.shape), (x.dtype, w.dtype, eager.compute_dtype(x, w))
-        ctx.count, ctx.ghost_dtype = ghost is not None, None if ghost is None else ghost.dtype
-        ctx.save_for_backward(arg, *(() if ctx.winner_only else (x, w, gap)))
+        ctx.count, ctx.count_dtype = count is not None, None if count is None else count.dtype
+        ctx.gaps = gaps is not None
+        ctx.save_for_backward(arg, gap, *(() if ctx.winner_only else (x, w)))
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gy is None:
-            return None, None, None, None, None, None
-        arg, *rest = ctx.saved_tensors
+            return None, None, None, None, None, None, None
+        arg, gap, *rest = ctx.saved_tensors
         x_dtype, w_dtype, dtype = ctx.dtypes
         want_x, want_w, *_ = ctx.needs_input_grad
         gy, touched = gy.to(dtype), None
@@ -271,11 +289,13 @@ class _MaxPlus(torch.autograd.Function):
             if ctx.count:
                 touched = _touches(gy, arg, list(ctx.shapes[1]), ctx.key)
         else:
-            x, w, gap = rest
+            x, w = rest
             settings = (ctx.key, ctx.policy_key, want_x, want_w, ctx.count)
             gx, gw, touched = _pulled(gy, x, w, arg, gap, *settings)
-        to_ghost = touched.to(ctx.ghost_dtype) if ctx.count and touched is not None else None
-        return gx.to(x_dtype) if want_x else None, gw.to(w_dtype) if want_w else None, to_ghost, None, None, None
+        to_count = touched.to(ctx.count_dtype) if ctx.count and touched is not None else None
+        to_gaps = _gaps(gy, arg, gap) if ctx.gaps else None
+        to_x, to_w = gx.to(x_dtype) if want_x else None, gw.to(w_dtype) if want_w else None
+        return to_x, to_w, to_count, to_gaps, None, None, None
 
 
 class _PlainMaxPlus(torch.autograd.Function):
@@ -285,10 +305,10 @@ class _PlainMaxPlus(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, ghost: Tensor | None, *rest: Any) -> Any:
-        key, _, winner_only = rest
-        found = backend_for(x).indices(x, w, geometry.parse(key), not winner_only)
-        _MaxPlus.setup_context(ctx, (x, w, ghost, *rest), found)
+    def forward(ctx: Any, x: Tensor, w: Tensor, *rest: Any) -> Any:
+        _, gaps, key, _, winner_only = rest
+        found = backend_for(x).indices(x, w, geometry.parse(key), not winner_only or gaps is not None)
+        _MaxPlus.setup_context(ctx, (x, w, *rest), found)
         return found
 
     backward = staticmethod(_MaxPlus.backward)
@@ -310,7 +330,7 @@ def _pulled(gy: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, *setting
     return pulled
 
 
-def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None) -> Tensor:
+def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghosts: Ghosts = NO_GHOSTS) -> Tensor:
     """Max-plus operator of x (samples, ...) with weights w (out, ...), or its dual.
 
     Args:
@@ -318,28 +338,26 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | 
         w: Weights; -inf marks missing ones.
         where: Geometry.
         how: What the backward pass does.
-        ghost: A leaf of w's shape whose gradient becomes the number of rows that touched each weight.
+        ghosts: Leaves whose gradients become statistics of w.
     """
     if has_torch_function((x, w)):  # a mode that looks at operators, such as that of directional derivatives
-        return handle_torch_function(maxplus, (x, w), x, w, where, how, ghost)
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghost is not None):
-        return _with_winners(x, w, where, how, ghost)[0]
+        return handle_torch_function(maxplus, (x, w), x, w, where, how, ghosts)
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghosts.wanted):
+        return _with_winners(x, w, where, how, ghosts)[0]
     return backend_for(x).value(x, w, where) if plain(x, w) else cast(Tensor, _value(x, w, where.key))
 
 
 def maxplus_with_provenance(
-    x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None = None
+    x: Tensor, w: Tensor, where: Geometry, how: Policy, ghosts: Ghosts = NO_GHOSTS
 ) -> tuple[Tensor, Tensor]:
     """As :func:`maxplus`, with the flat input index of each winner."""
     if has_torch_function((x, w)):
-        return handle_torch_function(maxplus_with_provenance, (x, w), x, w, where, how, ghost)
-    y, arg, _ = _with_winners(x, w, where, how, ghost)
+        return handle_torch_function(maxplus_with_provenance, (x, w), x, w, where, how, ghosts)
+    y, arg, _ = _with_winners(x, w, where, how, ghosts)
     return y, _cells(arg, list(x.shape), list(w.shape), where.key)
 
 
-def _with_winners(
-    x: Tensor, w: Tensor, where: Geometry, how: Policy, ghost: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _with_winners(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghosts: Ghosts) -> tuple[Tensor, Tensor, Tensor]:
     function = _PlainMaxPlus if plain(x, w) else _MaxPlus
-    y, arg, gap = function.apply(x, w, ghost, where.key, how.key, how.winner_only)  # type: ignore[no-untyped-call]
+    y, arg, gap = function.apply(x, w, *ghosts, where.key, how.key, how.winner_only)  # type: ignore[no-untyped-call]
     return y, arg, gap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -23,8 +24,12 @@ _CHOICES = {
     "support": ("first", "active"),
     "scope": ("row", "sample"),
     "stage": ("message", "route", "update"),
+    "homogeneous": (True, False),
 }
-_STATISTICS = frozenset({"count", "samples"})
+_DATA = ("none", "inputs", "pairs")
+_REDUCTIONS = ("sum", "min", "max", "gather")
+_RECORDED = frozenset({"count", "gaps", "samples"})
+_STATISTICS = _RECORDED | {"lr"}
 
 
 def api_fault(written_for: Any) -> str | None:
@@ -82,6 +87,8 @@ def _class_faults(kind: str, cls: Any) -> list[str]:
             found.append(f"{attribute} = {getattr(cls, attribute)!r}, expected one of {', '.join(map(repr, choices))}")
     if kind == "heuristics":
         found += _stage_faults(cls)
+    if kind == "initializers":
+        found += _data_faults(cls)
     return found
 
 
@@ -107,6 +114,26 @@ def _stage_faults(cls: Any) -> list[str]:
     return found
 
 
+def _data_faults(cls: Any) -> list[str]:
+    data, base = getattr(cls, "data", "none"), interfaces.Initializer
+    if data not in _DATA:
+        return [f"data = {data!r}, expected one of {', '.join(map(repr, _DATA))}"]
+    if data == "none":
+        return []
+    own = {name: getattr(cls, name, None) for name in ("begin", "update", "finish")}
+    found = [
+        f"declares data = {data!r} but does not define {name}()"
+        for name, method in own.items()
+        if method in (None, getattr(base, name))
+    ]
+    reduce: Any = getattr(cls, "reduce", {})
+    if not isinstance(reduce, Mapping) or not reduce or not set(reduce.values()) <= set(_REDUCTIONS):
+        found.append(
+            f"reduce = {reduce!r}, expected a mapping of entries of the state to {', '.join(map(repr, _REDUCTIONS))}"
+        )
+    return found
+
+
 def _factory_faults(kind: str, factory: Any) -> list[str]:
     found = []
     if not callable(factory):
@@ -122,6 +149,6 @@ def _factory_faults(kind: str, factory: Any) -> list[str]:
 
 def _reads_faults(diagnostic: Any) -> list[str]:
     reads = getattr(diagnostic, "reads", None)
-    if isinstance(reads, frozenset) and reads <= _STATISTICS:
+    if isinstance(reads, frozenset) and reads <= _RECORDED:
         return []
-    return [f"reads = {reads!r}, expected a frozenset of {sorted(_STATISTICS)} (empty where it reads none)"]
+    return [f"reads = {reads!r}, expected a frozenset of {sorted(_RECORDED)} (empty where it reads none)"]

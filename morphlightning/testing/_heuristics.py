@@ -11,6 +11,7 @@ from morphlightning import registry
 from morphlightning.interfaces import DerivativeRule, Heuristic
 from morphlightning.ops.dispatch import maxplus
 from morphlightning.ops.policy import Policy
+from morphlightning.ops.statistics import gap_histogram
 from morphlightning.testing._derivatives import Case, cases
 from morphlightning.testing._subject import (
     Skipped,
@@ -115,7 +116,9 @@ def _update_arguments(
     count = torch.randint(0, 4, (4, 5), generator=draw).double()
     count[1, 2] = 0
     grad = torch.where(count > 0, torch.randn(4, 5, generator=draw).to(dtype), 0)
-    available = {"count": count, "samples": torch.tensor(6.0, dtype=torch.float64)}
+    gaps = gap_histogram(torch.ones(6, 4), torch.zeros(6, 4), torch.rand(6, 4, generator=draw).double())
+    samples, lr = torch.tensor([6.0, 0.1], dtype=torch.float64)
+    available = {"count": count, "gaps": gaps, "lr": lr, "samples": samples}
     return weight, grad, {name: available[name] for name in sorted(heuristic.needs)}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphlightning.interfaces import Group, Loop, TorchOptimizer
+from morphlightning.interfaces import Group, Heuristic, Loop, TorchOptimizer
+from morphlightning.ops.statistics import gap_histogram
 from morphlightning.testing._subject import (
     Skipped,
     Subject,
@@ -31,10 +32,22 @@ def is_a_plain_value_unless_a_loop(subject: Subject) -> None:
     is_a_plain_value(subject)
 
 
+def reads_what_it_needs(subject: Subject) -> None:
+    """It steps with the statistics of max-plus weights that it names in needs, and no others."""
+    component, groups = _torch_optimizer(subject), _groups()
+    known = {"count", "gaps", "samples"}
+    assert component.needs <= known, f"needs = {set(component.needs)}, known are {sorted(known)}"
+    optimizer = _build(component, groups)
+    try:
+        _step(optimizer, groups)
+    except KeyError as error:
+        raise AssertionError(f"step() reads {error}, which is not in needs = {set(component.needs)}") from None
+
+
 def takes_every_parameter_once(subject: Subject) -> None:
     """build() puts each parameter of each group into exactly one param_group."""
     groups = _groups()
-    optimizer = _torch_optimizer(subject).build(groups)
+    optimizer = _build(_torch_optimizer(subject), groups)
     assert isinstance(optimizer, torch.optim.Optimizer), f"build() gave a {type(optimizer).__name__}"
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     wanted = [id(p) for group in groups for p in group.params]
@@ -44,7 +57,7 @@ def takes_every_parameter_once(subject: Subject) -> None:
 def decreases_a_convex_problem(subject: Subject) -> None:
     """Fifty steps on a sum of squares lower it."""
     groups = _groups()
-    optimizer = _torch_optimizer(subject).build(groups)
+    optimizer = _build(_torch_optimizer(subject), groups)
     start = _loss(groups).item()
     for _ in range(_STEPS):
         _step(optimizer, groups)
@@ -55,7 +68,7 @@ def decreases_a_convex_problem(subject: Subject) -> None:
 def leaves_undecayed_groups_alone(subject: Subject) -> None:
     """Where a group says decay=False, a first step with zero gradients moves nothing (no weight decay)."""
     groups = _groups()
-    optimizer = _torch_optimizer(subject).build(groups)
+    optimizer = _build(_torch_optimizer(subject), groups)
     before = [p.detach().clone() for group in groups for p in group.params]
     for group in groups:
         for p in group.params:
@@ -70,7 +83,8 @@ def leaves_undecayed_groups_alone(subject: Subject) -> None:
 def keeps_missing_weights_missing(subject: Subject) -> None:
     """A max-plus weight of -inf with gradient zero stays -inf, and spoils no other."""
     weight = nn.Parameter(torch.tensor([[0.5, -math.inf], [1.0, 2.0]]))
-    optimizer = _torch_optimizer(subject).build([Group("morph", ["weight"], [weight], decay=False)])
+    groups = [Group("morph", ["weight"], [weight], decay=False, sites=(_Recorded(weight),))]
+    optimizer = _build(_torch_optimizer(subject), groups)
     for _ in range(3):
         weight.grad = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
         optimizer.step()
@@ -82,12 +96,12 @@ def continues_bit_for_bit(subject: Subject) -> None:
     """Ten steps equal five steps, a state_dict saved and loaded into a new optimizer, and five more."""
     component = _torch_optimizer(subject)
     straight = _groups()
-    optimizer = component.build(straight)
+    optimizer = _build(component, straight)
     for _ in range(5):
         _step(optimizer, straight)
     broken = copy.deepcopy(straight)
     state = copy.deepcopy(optimizer.state_dict())
-    again = component.build(broken)
+    again = _build(component, broken)
     again.load_state_dict(state)
     for _ in range(5):
         _step(optimizer, straight)
@@ -101,7 +115,7 @@ def schedules_finite_rates(subject: Subject) -> None:
     """scheduler() gives None or Lightning's configuration, with finite rates >= 0 throughout the training."""
     component = _torch_optimizer(subject)
     groups = _groups()
-    optimizer = component.build(groups)
+    optimizer = _build(component, groups)
     schedule = component.scheduler(optimizer, total_steps=12, total_epochs=3)
     if schedule is None:
         return
@@ -160,6 +174,7 @@ CHECKS = (
     is_documented,
     is_a_plain_value_unless_a_loop,
     is_saved_by_name,
+    reads_what_it_needs,
     takes_every_parameter_once,
     decreases_a_convex_problem,
     leaves_undecayed_groups_alone,
@@ -187,13 +202,43 @@ def _loop(subject: Subject) -> Any:
     return subject.spec if isinstance(subject.spec, str | dict) else component
 
 
+class _Recorded:
+    """Statistics of a max-plus weight as if each entry of its gradient came from one row of a single sample."""
+
+    updates: tuple[Heuristic, ...] = ()
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight, self._names = weight, {"samples"}
+
+    def read(self, statistics: frozenset[str]) -> None:
+        """Give these too."""
+        self._names |= statistics
+
+    def of_step(self) -> dict[str, Tensor]:
+        """What was asked for."""
+        assert self.weight.grad is not None
+        touched, first = self.weight.grad != 0, torch.zeros_like(self.weight)
+        gaps = gap_histogram(touched, first, first + 0.1)
+        known = {"count": touched.double(), "gaps": gaps, "samples": torch.ones((), dtype=torch.float64)}
+        return {name: known[name] for name in sorted(self._names)}
+
+
+def _build(component: TorchOptimizer, groups: list[Group]) -> torch.optim.Optimizer:
+    """The optimizer over groups whose statistics it has asked for, as a model does it."""
+    for group in groups:
+        for site in group.sites:
+            site.read(component.needs)
+    return component.build(groups)
+
+
 def _groups() -> list[Group]:
     """Parameters of three roles, far from where the toy problem wants them."""
     draw = torch.Generator().manual_seed(0)
 
     def group(role: str, decay: bool, *shapes: tuple[int, ...]) -> Group:
         params = [nn.Parameter(2 + torch.rand(shape, generator=draw)) for shape in shapes]
-        return Group(role, [f"{role}.{i}" for i in range(len(params))], params, decay)
+        sites = tuple(_Recorded(p) for p in params) if role == "morph" else ()
+        return Group(role, [f"{role}.{i}" for i in range(len(params))], params, decay, sites)
 
     return [group("morph", False, (4, 5)), group("linear", True, (3, 4), (2, 3)), group("bias", False, (3,))]
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from morphlightning import callbacks
 from morphlightning.callbacks import FiniteGuard, RankAgreement, default_callbacks, missing_callbacks
 
-DEFAULTS = ["RankAgreement", "FiniteGuard", "GracefulSigterm", "RandomState"]
+DEFAULTS = ["RankAgreement", "FiniteGuard", "GracefulSigterm", "RandomState", "StartGuard"]
 
 
 class Net(LightningModule):
@@ -41,7 +41,7 @@ def test_the_users_own_instance_wins(own: Callback) -> None:
     for _ in range(2):  # a second fit adds nothing
         trainer.fit(Net())
         found = [callback for callback in trainer.callbacks if type(callback).__module__.startswith("morphlightning")]
-        assert len(found) == (4 if type(own).__module__.startswith("morphlightning") else 3)
+        assert len(found) == len(DEFAULTS) - (not type(own).__module__.startswith("morphlightning"))
         assert own in trainer.callbacks
 
 

@@ -84,7 +84,7 @@ def test_activity_counts_the_messages_of_an_epoch(tmp_path: Path, monkeypatch: p
     assert expected.sum() == 12 * 5
     names = [f"weight_activity-network.1-epoch={epoch:03d}-step={step:06d}.png" for epoch, step in ((1, 4), (2, 6))]
     assert files(tmp_path) == names
-    assert model.network[1].site.ghost is None
+    assert model.network[1].site.ghosts.touches is None
 
 
 def test_activity_shows_counts_the_dead_and_the_missing() -> None:

@@ -41,7 +41,18 @@ CASES: dict[str, dict[str, Any]] = {
             for name in ("gradient_density", "tie_monitor", "radius_monitor", "decrease_monitor")
         ],
     },
+    "morph_sgd": {
+        "optimizer": {"name": "morph_sgd", "lr": 0.3, "morph_momentum": 0.5, "radius_clip": 0.3, "other_lr": 0.05},
+        "derivative": {"name": "bouligand", "eps": 0.02},
+    },
+    "sup_norm": {
+        "optimizer": {"name": "morph_sgd", "lr": 0.01, "sup_norm": True, "morph_decay": 0.1, "schedule": "cosine"},
+        "head": "max_plus",
+        "head_units": 30,
+    },
+    "radius_clipped": {"heuristic": "count_normalized+radius_clipped"},
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
+    "prototype": {"channels": (), "hidden": (12,), "initializer": "prototype"},
     "denoiser": {},
 }
 

@@ -35,10 +35,14 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
     "case",
     [
         "everything",
+        "morph_sgd",
+        pytest.param("sup_norm", marks=slow),
+        pytest.param("radius_clipped", marks=slow),
         pytest.param("signum", marks=slow),
         pytest.param("default", marks=slow),
         pytest.param("count_normalized", marks=slow),
         pytest.param("bouligand", marks=slow),
+        pytest.param("prototype", marks=slow),
         pytest.param("denoiser", marks=slow),
     ],
 )

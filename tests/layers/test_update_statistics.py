@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from morphlightning import apply_update_heuristics, layers
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Heuristic
+from morphlightning.ops.statistics import gap_histogram
 
 COUNTED = "count_normalized"
 
@@ -49,7 +50,7 @@ def test_dense_counts_over_two_micro_batches(sign: int) -> None:
     assert torch.equal(seen["count"], expected.double())
     assert seen["samples"] == 12
     apply_update_heuristics(layer)
-    assert layer.site.ghost.grad is None
+    assert layer.site.ghosts.touches.grad is None
     with torch.no_grad():
         layer.weight.sub_(0.1 * layer.weight.grad)
     layer(torch.randn(3, 5)).sum().backward()
@@ -129,8 +130,144 @@ def test_only_what_was_differentiated_counts() -> None:
         layer.zero_grad()
         checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
         assert layer.site.tally.grad == 6
-        assert layer.site.ghost.grad.sum() == 24
+        assert layer.site.ghosts.touches.grad.sum() == 24
         layer.site.clear()
+
+
+def gaps_of(*scores: Tensor) -> Tensor:
+    """The histogram of rows with these scores, candidates last."""
+    best = [row.flatten(0, -2).topk(2).values for row in scores]
+    gap = torch.cat([top[:, 0] - top[:, 1] for top in best])
+    return gap_histogram(torch.ones_like(gap), torch.zeros_like(gap), gap)
+
+
+def reading_gaps(layer: layers.MorphLayer) -> layers.MorphLayer:
+    layer.site.read(frozenset({"gaps"}))
+    return layer
+
+
+@pytest.mark.parametrize("derivative", ["first", "bouligand"])
+@pytest.mark.parametrize("heuristic", ["plain", COUNTED])
+def test_dense_gaps_over_two_micro_batches(derivative: str, heuristic: str) -> None:
+    for sign, kind in ((1, layers.Dilation), (-1, layers.Erosion)):
+        layer = reading_gaps(kind(5, 4, derivative=derivative, heuristic=heuristic))
+        parts = torch.randn(2, 6, 5)
+        for x in parts:
+            layer(x).sum().backward()
+        w = layer.weight.detach()
+        seen = statistics(layer)
+        assert torch.equal(seen["gaps"], sum(gaps_of(sign * x[:, None] + w) for x in parts))
+        assert seen["samples"] == 12
+        assert ("count" in seen) == (heuristic == COUNTED)
+
+
+def test_gaps_are_those_of_rows_with_a_message() -> None:
+    layer, x = reading_gaps(layers.Dilation(5, 4)), torch.randn(6, 5)
+    gy = integers(6, 4)
+    layer(x).backward(gy)
+    scores = (x[:, None] + layer.weight.detach())[gy != 0]
+    assert torch.equal(statistics(layer)["gaps"], gaps_of(scores))
+
+
+def test_gaps_of_both_stages_of_a_tied_layer() -> None:
+    layer, x = reading_gaps(layers.Closing(5, 4)), torch.randn(6, 5)
+    layer(x).backward(torch.ones(6, 5))
+    w = layer.weight.detach()
+    first, second = x[:, None] + w, -(x[:, None] + w).amax(-1)[:, None] + w.t()
+    sent = torch.zeros(6, 4, dtype=torch.bool)  # units that some output took its value from
+    sent.scatter_(1, second.argmax(-1), True)
+    assert torch.equal(statistics(layer)["gaps"], gaps_of(first[sent], second))
+
+
+def test_gaps_of_windows_and_summed_channels() -> None:
+    x = torch.randn(2, 4, 5, 6)
+    taps = nn.functional.unfold(x, 3).view(2, 4, 9, -1).transpose(2, 3)[:, :, None]  # samples, channels, out, place
+    for merge in ("max", "sum"):
+        layer = reading_gaps(layers.Erosion2d(4, 3, 3, padding="valid", merge=merge))
+        layer(x).sum().backward()
+        scores = -taps + layer.weight.detach().transpose(0, 1).flatten(2)[:, :, None]
+        if merge == "max":  # all channels compete
+            scores = scores.permute(0, 2, 3, 1, 4).flatten(3)
+        assert torch.equal(statistics(layer)["gaps"], gaps_of(scores))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gaps_under_checkpointing(reentrant: bool) -> None:
+    layer, x = reading_gaps(layers.Dilation(5, 4)), torch.randn(6, 5, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
+    assert torch.equal(statistics(layer)["gaps"], gaps_of(x.detach()[:, None] + layer.weight.detach()))
+
+
+@pytest.mark.parametrize("derivative", ["first", "uniform"])
+@pytest.mark.parametrize(
+    "make", [lambda r: layers.Opening(5, 4, derivative=r), lambda r: layers.Opening2d(2, 3, derivative=r)]
+)
+def test_compiled_gaps(make, derivative: str) -> None:
+    layer = reading_gaps(make(derivative))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, seen = torch.randn(3, 5) if layer.weight.ndim == 2 else torch.randn(3, 2, 4, 5), []
+    for module in (layer, compiled):
+        for _ in range(2):
+            module(x).sum().backward()
+        seen.append(statistics(layer)["gaps"])
+        layer.site.clear()
+    assert seen[0].sum() > 0
+    assert torch.equal(*seen)
+
+
+def test_gaps_beside_per_sample_gradients() -> None:
+    layer, x = reading_gaps(layers.Dilation(5, 4)), torch.randn(6, 5)
+    parameters = {"weight": layer.weight.detach()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x[None],)).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)["weight"]
+    layer(x).sum().backward()
+    torch.testing.assert_close(per_sample.sum(0), layer.weight.grad)
+
+
+def test_gaps_of_half_precision_are_those_of_float32_scores() -> None:
+    layer, x = reading_gaps(layers.Dilation(5, 4).bfloat16()), torch.randn(6, 5).bfloat16()
+    layer(x).sum().backward()
+    assert torch.equal(statistics(layer)["gaps"], gaps_of(x.float()[:, None] + layer.weight.detach().float()))
+
+
+def test_statistics_of_a_step_stay_for_the_optimizer() -> None:
+    layer = layers.Dilation(5, 4)
+    layer.site.read(frozenset({"count", "samples"}))
+    with pytest.raises(ConfigError, match=r"call morphlightning.apply_update_heuristics\(model, optimizer\) between"):
+        layer.site.of_step()
+    layer(torch.randn(3, 5)).sum().backward()
+    apply_update_heuristics(layer)
+    kept = layer.site.of_step()
+    assert kept["samples"] == 3
+    assert kept["count"].sum() == 12
+    layer(torch.randn(2, 5)).sum().backward()
+    with pytest.raises(ConfigError, match="not summed up for this step"):
+        layer.site.of_step()
+    apply_update_heuristics(layer)
+    assert layer.site.of_step()["samples"] == 2
+
+
+def test_heuristics_may_ask_for_the_rate_of_their_weight() -> None:
+    @dataclass(frozen=True)
+    class Rate(Heuristic):
+        """The rate in place of the gradient."""
+
+        stage: ClassVar[str] = "update"
+        needs: ClassVar[frozenset[str]] = frozenset({"lr"})
+
+        def update(self, weight: Tensor, grad: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+            return torch.full_like(grad, float(statistics.get("lr", -1)))
+
+    model = nn.Sequential(layers.Dilation(5, 4, heuristic=Rate()), layers.Erosion(4, 2, heuristic=Rate()))
+    groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters(), "lr": 0.25}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    for given, expected in ((optimizer, [0.5, 0.25]), (None, [-1.0, -1.0])):
+        model(torch.randn(3, 5)).sum().backward()
+        apply_update_heuristics(model, given)
+        assert [layer.weight.grad.unique().item() for layer in model] == expected
 
 
 def test_count_normalized_is_a_mean_over_touches() -> None:
@@ -199,7 +336,7 @@ def test_an_application_in_each_step_is_enough() -> None:
 
 def test_nobody_reads_nobody_pays() -> None:
     layer = layers.Dilation(5, 4)
-    assert layer.site.ghost is None
+    assert layer.site.ghosts.touches is None
     layer(torch.randn(3, 5)).sum().backward()
     assert layer.site.tally.grad is None
     assert layers.reduce_statistics(layer) == {}
@@ -207,7 +344,7 @@ def test_nobody_reads_nobody_pays() -> None:
     layer(torch.randn(3, 5)).sum().backward()
     assert statistics(layer)["count"].sum() == 12
     assert {name for name, _ in layer.named_parameters()} == {"weight"}
-    assert set(layer.state_dict()) == {"weight", "mask"}
+    assert set(layer.state_dict()) == {"weight", "mask", "initialized"}
 
 
 def test_layers_without_a_gradient_are_left_alone() -> None:

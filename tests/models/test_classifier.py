@@ -478,6 +478,21 @@ def test_count_normalized_with_accumulation_and_clipping(make_trainer: Make) -> 
     assert not torch.equal(trained(64, 1, None).backbone[0].pool1.weight, one.backbone[0].pool1.weight)
 
 
+def test_morph_sgd_with_accumulation(make_trainer: Make) -> None:
+    """Two micro-batches of 32 give the steps of one batch of 64: counts, gaps and samples add up."""
+    optimizer = {"name": "morph_sgd", "morph_momentum": 0.5, "radius_clip": 0.3, "sup_norm": True}
+
+    def trained(batch_size: int, accumulate: int) -> MorphologicalClassifier:
+        torch.manual_seed(0)
+        model, settings = small(optimizer=optimizer), {"accumulate_grad_batches": accumulate, "precision": "64-true"}
+        make_trainer(max_steps=5, max_epochs=-1, **settings).fit(model, digits(batch_size=batch_size))
+        return model
+
+    one, two = trained(64, 1), trained(32, 2)
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=name)
+
+
 def test_clipping_sees_what_the_heuristic_made(make_trainer: Make) -> None:
     model, gradients = small(heuristic="count_normalized"), Gradients()
     make_trainer(max_steps=2, gradient_clip_val=1e-3, callbacks=[gradients]).fit(model, digits())

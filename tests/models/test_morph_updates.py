@@ -15,7 +15,7 @@ from morphlightning.callbacks import MorphUpdates
 from morphlightning.data import Digits
 from morphlightning.errors import ConfigError
 from morphlightning.layers import Dilation
-from morphlightning.models import MorphologicalClassifier
+from morphlightning.models import MorphologicalClassifier, build_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
 Make = Callable[..., L.Trainer]
@@ -62,6 +62,34 @@ def test_the_callback_makes_heuristics_act(make_trainer: Make) -> None:
     plain = Foreign("plain")
     make_trainer(max_epochs=2).fit(plain, digits())
     assert not torch.equal(plain.network[1].weight, by_trainer.network[1].weight)
+
+
+def test_the_callback_tells_heuristics_the_rate(make_trainer: Make) -> None:
+    plain, clipped = Foreign("plain"), Foreign("radius_clipped")
+    for module in (plain, clipped):
+        make_trainer(callbacks=[MorphUpdates()], max_steps=1).fit(module, digits())
+    start = Foreign().network[1].weight
+    plain_step, clipped_step = ((module.network[1].weight - start).abs().max() for module in (plain, clipped))
+    assert 0 < clipped_step < plain_step
+
+
+class MorphDescended(Foreign):
+    """The same under morph_sgd."""
+
+    def __init__(self) -> None:
+        super().__init__("plain")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self, {"name": "morph_sgd", "radius_clip": 0.3, "other_lr": 0.1})
+
+
+def test_morph_sgd_steps_in_a_module_of_somebody_else(make_trainer: Make) -> None:
+    module = MorphDescended()
+    start = module.network[1].weight.detach().clone()
+    make_trainer(callbacks=[MorphUpdates()]).fit(module, digits())
+    assert not torch.equal(module.network[1].weight, start)
+    with pytest.raises(ConfigError, match=r"the optimizer reads statistics of max-plus layers.*MorphUpdates"):
+        make_trainer().fit(MorphDescended(), digits())
 
 
 def test_without_the_callback_the_second_step_says_so(make_trainer: Make) -> None:

@@ -50,6 +50,13 @@ def denoiser(workers: int) -> Start:
     return model, Digits(batch_size=64, train_size=64 * STEPS, num_workers=workers, task="denoising")
 
 
+def morph_descent(workers: int) -> Start:
+    torch.manual_seed(0)
+    optimizer = {"name": "morph_sgd", "morph_momentum": 0.5, "radius_clip": 0.3, "schedule": "cosine"}
+    model = MorphologicalClassifier(SHAPE, channels=(4,), head="max_plus", head_units=20, optimizer=optimizer)
+    return model, Digits(batch_size=64, train_size=64 * STEPS, num_workers=workers)
+
+
 def fit(make_trainer: Make, start: Start, keep: list[ModelCheckpoint], **resume: Any) -> dict[str, Any]:
     """Everything that a run ends with, by name."""
     model, data = start
@@ -79,7 +86,7 @@ def checkpoints(folder: Path) -> list[ModelCheckpoint]:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [classifier, denoiser])
+@pytest.mark.parametrize("make", [classifier, denoiser, morph_descent])
 def test_resume_bit_for_bit(make_trainer: Make, tmp_path: Path, make: Callable[[int], Start], workers: int) -> None:
     straight = fit(make_trainer, make(workers), checkpoints(tmp_path))
     assert not any(value.isnan().any() for value in map(torch.as_tensor, straight.values()))

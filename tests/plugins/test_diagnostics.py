@@ -87,9 +87,9 @@ def test_gradient_density_tells_dead_rows_and_leaves_out_missing_weights(tmp_pat
 def test_nobody_reads_nobody_pays(tmp_path: Path) -> None:
     module = OneUnit()
     (_, site), *_ = sites(module)
-    assert site.ghost is None
+    assert site.ghosts.touches is None
     fit(tmp_path, module, Two())
-    assert site.ghost is None
+    assert site.ghosts.touches is None
 
 
 class Two(TouchCounts):
@@ -99,7 +99,7 @@ class Two(TouchCounts):
         (_, site), *_ = sites(pl_module)
         site.read(self.reads)
         site.release(self.reads)
-        assert site.ghost is not None
+        assert site.ghosts.touches is not None
 
 
 def test_a_fit_that_breaks_off_stops_the_counting(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_fit_that_breaks_off_stops_the_counting(tmp_path: Path) -> None:
     module.training_step = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, module, registry.build("diagnostics", "gradient_density"))
-    assert module.layer.site.ghost is None
+    assert module.layer.site.ghosts.touches is None
 
 
 def test_counts_end_with_their_step_where_nobody_applies_update_heuristics(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from morphlightning import layers, registry
-from morphlightning.errors import ConfigError, PluginParameterError
+from morphlightning.errors import ConfigError, DataError, PluginParameterError
 from morphlightning.interfaces import SiteSpec
 
 DENSE, WINDOW = SiteSpec("dilation", (6, 4)), SiteSpec("dilation", (4, 1, 3, 4), (3, 4))
@@ -111,3 +111,128 @@ def test_sparse_partitions_the_inputs() -> None:
 def test_bad_parameters(spec, message: str) -> None:
     with pytest.raises(PluginParameterError if "value" in spec else ConfigError, match=message):
         registry.build("initializers", spec)
+
+
+# ---------------------------------------------------------------------------------------------- from data
+def learned(initializer, x: Tensor, y: Tensor | None = None, kind=layers.Dilation, units: int = 3) -> Tensor:
+    layer = kind(x.shape[1], units, initializer=initializer)
+    layers.initialize(layer, x.split(16) if y is None else list(zip(x.split(16), y.split(16), strict=True)))
+    return layer.weight.detach()
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(200, 6, generator=generator), torch.rand(200, 3, generator=generator)
+
+
+def test_residual_is_the_greatest_solution() -> None:
+    """No target is exceeded, and any weight that is raised exceeds one."""
+    x, y = (t.double() for t in pairs())
+    layer = layers.Dilation(6, 3, initializer="residual").double()
+    layers.initialize(layer, [(x, y)])
+    layer.eval().requires_grad_(False)
+    assert (layer(x) <= y + 1e-15).all()
+    for entry in range(layer.weight.numel()):
+        layer.weight.view(-1)[entry] += 1e-9
+        assert (layer(x) > y + 1e-10).any()
+        layer.weight.view(-1)[entry] -= 1e-9
+    dual = layers.Erosion(6, 3, initializer="residual").double().eval().requires_grad_(False)
+    layers.initialize(dual, [(x, y)])
+    assert (dual(x) >= y - 1e-15).all()
+    torch.testing.assert_close(dual.weight, (x[:, None] - y[:, :, None]).amin(0))
+
+
+@pytest.mark.parametrize("quantile", [0.01, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("bins", [4, 64])
+def test_residual_quantiles_are_off_by_at_most_a_bin(quantile: float, bins: int) -> None:
+    x, y = pairs()
+    difference = y[:, :, None] - x[:, None]
+    exact = difference.sort(0).values[math.ceil(quantile * len(x)) - 1]
+    span = difference.amax(0) - difference.amin(0)
+    spec = {"name": "residual", "quantile": quantile, "bins": bins}
+    off = (learned(spec, x, y) - exact).abs() / span * bins
+    assert off.max() <= 1 + 1e-4
+    minus = learned(spec, -x, -y, kind=layers.Erosion)  # erosions by duality
+    torch.testing.assert_close(minus, learned(spec, x, y))
+
+
+def test_a_quantile_forgives_outliers_and_constant_inputs() -> None:
+    generator = torch.Generator().manual_seed(3)
+    teacher = layers.Dilation(6, 3).eval().requires_grad_(False)
+    teacher.weight.copy_(-0.5 * torch.rand(3, 6, generator=generator))
+    x = torch.rand(2000, 6, generator=generator)
+    x[:, 5] = 0.25
+    y = teacher(x)
+    outliers = y.clone()
+    outliers[::100] -= 3  # one in a hundred
+    minimum, robust = (learned({"name": "residual", "quantile": q}, x, outliers) for q in (0.0, 0.02))
+    assert (minimum < teacher.weight - 1).all()
+    assert (robust > teacher.weight - 0.1).all()
+    constant = learned({"name": "residual", "quantile": 0.5}, x[:, 5:], torch.full((2000, 3), 0.5))
+    assert torch.equal(constant, torch.full((3, 1), 0.25))
+
+
+def test_residual_keeps_the_start_of_weights_that_nothing_reaches() -> None:
+    """A window that is wider than the image: its outer taps always lie outside."""
+    layer = layers.Dilation1d(1, kernel_size=7, initializer="residual")
+    start = layer.weight.detach().clone()
+    x, y = torch.rand(10, 1, 2), torch.rand(10, 1, 2)
+    layers.initialize(layer, [(x, y)])
+    kept = layer.weight.detach() == start
+    assert kept[0, 0].tolist() == [True, True, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("kind", "sign"), [(layers.Dilation, -1), (layers.Erosion, 1)])
+def test_prototypes_are_samples_and_give_zero_at_themselves(kind, sign: int) -> None:
+    x = pairs()[0]
+    x = torch.cat([x, x[:50]])  # repeated samples, as DistributedSampler pads
+    w = learned("prototype", x, kind=kind, units=20)
+    chosen = sign * w
+    assert all((sample == x).all(1).any() for sample in chosen)
+    assert len(chosen.unique(dim=0)) == 20
+    layer = kind(6, 20).eval().requires_grad_(False)
+    layer.weight.copy_(w)
+    y = layer(chosen)
+    assert (y.diagonal() == 0).all()
+    above = chosen[:, None] - chosen  # x - p
+    assert torch.equal(y, above.amax(2) if sign < 0 else above.amin(2))
+
+
+def test_prototypes_of_windows_are_patches_inside_the_image() -> None:
+    x = torch.rand(8, 2, 6, 5, generator=torch.Generator().manual_seed(4))
+    x[:4] = 0  # the same patch, many times
+    patches = x.unfold(2, 3, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 2, 3, 2)
+    for kind, origin in ((layers.Erosion2d, 1), (layers.Dilation2d, -1)):
+        layer = kind(2, 12, (3, 2), initializer="prototype")
+        layers.initialize(layer, [x])
+        chosen = layer.weight.detach() if origin > 0 else -layer.weight.detach().flip(2, 3)
+        assert len(chosen.unique(dim=0)) == 12
+        assert all((patch == patches).flatten(1).all(1).any() for patch in chosen)
+    depthwise = layers.Erosion2d(2, kernel_size=3, initializer="prototype")
+    layers.initialize(depthwise, [x[4:]])
+    whole = x[4:].unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 2, 3, 3)
+    assert (depthwise.weight[:, 0] == whole).flatten(1).all(1).any()  # each channel from its own
+
+
+def test_too_few_samples_for_prototypes() -> None:
+    x = pairs()[0][:5]
+    with pytest.raises(DataError, match="8 units need as many different samples, the data hold 5; pass more data"):
+        learned("prototype", torch.cat([x, x]), units=8)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "residual", "quantile": -0.1}, r"quantile must lie in \[0, 1\], got -0.1"),
+        ({"name": "residual", "quantile": math.nan}, "quantile must lie"),
+        ({"name": "residual", "bins": 0}, "bins must be >= 1, got 0"),
+    ],
+)
+def test_bad_parameters_of_learners(spec, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.build("initializers", spec)
+
+
+def test_learners_start_as_upper_until_there_are_data() -> None:
+    for name in ("residual", "prototype"):
+        assert torch.equal(fill(name, WINDOW), fill("upper", WINDOW))

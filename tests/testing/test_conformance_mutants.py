@@ -298,6 +298,63 @@ class Fresh(Flat):
         return torch.rand(spec.shape, generator=generator or torch.Generator().manual_seed(next(_serial)))
 
 
+@dataclass(frozen=True)
+class Lowest(Flat):
+    """The least difference seen."""
+
+    data: ClassVar[Any] = "pairs"
+    reduce: ClassVar[Any] = {"low": "min"}
+
+    def begin(self, spec: Any, w: Tensor, previous: Any) -> dict[str, Tensor]:
+        return {"low": torch.full_like(w, math.inf)}
+
+    def update(self, state: dict[str, Tensor], batch: Any) -> None:
+        state["low"] = torch.minimum(state["low"], batch.least().view(state["low"].shape))
+
+    def finish(self, spec: Any, w: Tensor, state: Any, generator: Any) -> Tensor:
+        return torch.where(state["low"].isfinite(), state["low"], w)
+
+
+@breaks("initializers", "learns_weights_that_can_be_trained")
+@dataclass(frozen=True)
+class Scaling(Lowest):
+    """Multiplies by the start, missing weights and all."""
+
+    def finish(self, spec: Any, w: Tensor, state: Any, generator: Any) -> Tensor:
+        return 0 * w + state["low"]
+
+
+@breaks("initializers", "learns_the_same_however_rows_are_shared_out")
+@dataclass(frozen=True)
+class LastBatch(Lowest):
+    """Remembers the last batch alone."""
+
+    def update(self, state: dict[str, Tensor], batch: Any) -> None:
+        state["low"] = batch.least().view(state["low"].shape)
+
+
+@breaks("initializers", "declares_what_update_changes")
+@dataclass(frozen=True)
+class Secretive(Lowest):
+    """Counts rows behind everybody's back."""
+
+    def begin(self, spec: Any, w: Tensor, previous: Any) -> dict[str, Tensor]:
+        return {"rows": w.new_zeros(()), **super().begin(spec, w, previous)}
+
+    def update(self, state: dict[str, Tensor], batch: Any) -> None:
+        super().update(state, batch)
+        state["rows"] += len(batch.x)
+
+
+@breaks("initializers", "learns_from_rows_and_generator_alone")
+@dataclass(frozen=True)
+class Blurred(Lowest):
+    """Adds noise from the global state."""
+
+    def finish(self, spec: Any, w: Tensor, state: Any, generator: Any) -> Tensor:
+        return super().finish(spec, w, state, generator) + 0.01 * torch.rand(spec.shape)
+
+
 # ------------------------------------------------------------------------------------------------- optimizers
 @dataclass(frozen=True)
 class Descent(TorchOptimizer):
@@ -307,6 +364,17 @@ class Descent(TorchOptimizer):
 
     def build(self, groups: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for group in groups for p in group.params], lr=self.lr)
+
+
+@breaks("optimizers", "reads_what_it_needs")
+@dataclass(frozen=True)
+class Prying(Descent):
+    """Looks at counts that it did not ask for."""
+
+    def build(self, groups: Any) -> torch.optim.Optimizer:
+        optimizer = super().build(groups)
+        optimizer.register_step_pre_hook(lambda *_: [s.of_step()["count"] for g in groups for s in g.sites] and None)
+        return optimizer
 
 
 @breaks("optimizers", "takes_every_parameter_once")
@@ -604,6 +672,7 @@ SOUND = [
     ("derivatives", Whole),
     ("heuristics", Keep),
     ("initializers", Flat),
+    ("initializers", Lowest),
     ("optimizers", Descent),
     ("optimizers", HandLoop),
     ("activations", Identity),

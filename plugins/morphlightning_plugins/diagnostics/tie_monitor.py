@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -69,6 +70,7 @@ class TieMonitor(ReplayDiagnostic):
 def active_sizes(call: OperatorCall, each_eps: Sequence[float]) -> Tensor:
     """Number of candidates within each eps of the maximum of each row, (eps, rows), int32."""
     _, x, w, where = call
+    x, where = -x if where.dual else x, replace(where, dual=False)
     backend = backend_for(x)
     _, arg, gap = backend.indices(x, w, where, True)
-    return torch.stack([backend.counts(x, w, arg, gap, where, eps).flatten() for eps in each_eps])
+    return torch.stack([backend.active(x, w, arg, gap, where, eps).size.flatten() for eps in each_eps])

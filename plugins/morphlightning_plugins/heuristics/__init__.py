@@ -2,6 +2,18 @@
 
 from morphlightning_plugins.heuristics.messages import Adjoint, Best, Chebyshev, Shift, Target
 from morphlightning_plugins.heuristics.routes import LowerOnly, Projection
-from morphlightning_plugins.heuristics.updates import CountNormalized, Plain
+from morphlightning_plugins.heuristics.updates import CountNormalized, Plain, RadiusClipped, SupNorm
 
-__all__ = ["Adjoint", "Best", "Chebyshev", "CountNormalized", "LowerOnly", "Plain", "Projection", "Shift", "Target"]
+__all__ = [
+    "Adjoint",
+    "Best",
+    "Chebyshev",
+    "CountNormalized",
+    "LowerOnly",
+    "Plain",
+    "Projection",
+    "RadiusClipped",
+    "Shift",
+    "SupNorm",
+    "Target",
+]

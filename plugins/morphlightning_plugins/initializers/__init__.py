@@ -1,6 +1,7 @@
 """Initializers of max-plus weights; -inf declares a weight missing."""
 
+from morphlightning_plugins.initializers.learned import Prototype, Residual
 from morphlightning_plugins.initializers.structured import Flat, Identity, Sparse
 from morphlightning_plugins.initializers.uniform import Uniform, Upper, Zeros
 
-__all__ = ["Flat", "Identity", "Sparse", "Uniform", "Upper", "Zeros"]
+__all__ = ["Flat", "Identity", "Prototype", "Residual", "Sparse", "Uniform", "Upper", "Zeros"]
