@@ -117,13 +117,23 @@ def depth_on_images(setting: Setting, report: Report) -> list[dict[str, Any]]:
     shown = summary(rows, ["data", "depth", "rule"], ["accuracy", "sample %", "ever %"])
     report.table("Depth on images: dense dilations and erosions by turns, then a linear layer", shown)
     for data in dict.fromkeys(row["data"] for row in rows):
-        mean = {row["depth"]: row["accuracy"].mean for row in shown if (row["data"], row["rule"]) == (data, "autograd")}
-        report.verdict(
-            f"Depth makes autograd's classifiers worse ({data}).",
-            "accuracy " + ", ".join(f"{mean[depth]:.1f}" for depth in DEPTHS) + " % with one to four layers.",
-            mean[DEPTHS[-1]] < mean[1] - 1,
-        )
+        judge_depth(report, data, [row for row in shown if row["data"] == data])
     return shown
+
+
+def judge_depth(report: Report, data: str, rows: list[dict[str, Any]]) -> None:
+    mean = {(row["rule"], row["depth"]): row["accuracy"].mean for row in rows}
+    of = {rule: ", ".join(f"{mean[rule, depth]:.1f}" for depth in DEPTHS) for rule in RULES}
+    report.verdict(
+        f"Depth makes autograd's classifiers worse ({data}).",
+        f"accuracy {of['autograd']} % with one to four layers.",
+        mean["autograd", DEPTHS[-1]] < mean["autograd", 1] - 1,
+    )
+    report.verdict(
+        f"The soft rule helps classifiers at every depth ({data}).",
+        f"accuracy {of['soft']} % with one to four layers.",
+        all(mean["soft", depth] > mean["autograd", depth] for depth in DEPTHS),
+    )
 
 
 def position(setting: Setting, report: Report) -> None:
