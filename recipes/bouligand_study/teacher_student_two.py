@@ -212,7 +212,7 @@ def by_initializer(setting: Setting, report: Report, baseline: Method, best: dic
     mean = {(row["start"], row["method"]): row["error"].mean for row in shown}
     worst = max(mean["U(0, .1)", method.label] / mean["zeros", method.label] for method in methods)
     report.verdict(
-        "In depth a start at zero fails, whatever the method: units that start equal stay equal or nearly so.",
+        "In depth a start at zero is much worse than a narrow spread: units that start equal part late.",
         "errors from zeros " + ", ".join(f"{short(mean['zeros', method.label])}" for method in methods) + ".",
         worst < 0.5,
     )
