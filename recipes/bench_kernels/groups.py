@@ -4,6 +4,7 @@ GROUPS = {
     "dense": "dense",
     "argmax": "dense",
     "ties": "dense",
+    "policies": "policies",
     "soft": "dense",
     "depthwise": "windows",
     "full": "windows",

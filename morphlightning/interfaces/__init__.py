@@ -1,0 +1,53 @@
+"""The plugin API: what a component of each kind must do.
+
+A component is found by an entry point in the group ``morphlightning.<kind>`` and named in Python, in YAML or on the
+command line. Its parameters are the fields of a frozen dataclass (derivatives, heuristics, initializers, regularizers,
+optimizers) or the arguments of its constructor (activations, diagnostics). This module imports torch alone.
+
+Versions: a component declares ``api_version``; the same major version and a minor version not above ours is accepted.
+Minor versions add methods with defaults, so a component written for 1.0 goes on working with 1.x.
+"""
+
+from morphlightning.interfaces._backward import DerivativeRule, Heuristic, Pulled, ToWeights
+from morphlightning.interfaces._component import API_VERSION, KINDS, Component, Spec
+from morphlightning.interfaces._initializers import Initializer, SiteBatch, SiteSpec
+from morphlightning.interfaces._operators import ActiveChunk, ActiveGraph, SiteView
+from morphlightning.interfaces._optimizers import (
+    Batch,
+    Group,
+    Loop,
+    StepContext,
+    StepStatistics,
+    TorchOptimizer,
+    TrainerFacts,
+)
+from morphlightning.interfaces._others import Activation, Constrained, Diagnostic, Regularizer, RegularizerContext
+
+__all__ = [
+    "API_VERSION",
+    "KINDS",
+    "Activation",
+    "ActiveChunk",
+    "ActiveGraph",
+    "Batch",
+    "Component",
+    "Constrained",
+    "DerivativeRule",
+    "Diagnostic",
+    "Group",
+    "Heuristic",
+    "Initializer",
+    "Loop",
+    "Pulled",
+    "Regularizer",
+    "RegularizerContext",
+    "SiteBatch",
+    "SiteSpec",
+    "SiteView",
+    "Spec",
+    "StepContext",
+    "StepStatistics",
+    "ToWeights",
+    "TorchOptimizer",
+    "TrainerFacts",
+]

@@ -1,0 +1,143 @@
+"""How parameters step: torch's way, or a loop of its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning.interfaces._backward import Heuristic
+from morphlightning.interfaces._component import Component
+
+
+class StepStatistics(Protocol):
+    """What an optimizer may know of one max-plus weight; since 1.2."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight."""
+        ...
+
+    @property
+    def updates(self) -> tuple[Heuristic, ...]:
+        """The update heuristics that its gradient has passed when the optimizer steps."""
+        ...
+
+    def read(self, statistics: frozenset[str]) -> None:
+        """Record these statistics, from now on."""
+        ...
+
+    def of_step(self) -> Mapping[str, Tensor]:
+        """Statistics of the step that is about to be taken, as heuristics see them.
+
+        Raises ConfigError where ``apply_update_heuristics`` was not called since the last backward pass.
+        """
+        ...
+
+
+class Group(NamedTuple):
+    """Parameters that an optimizer treats alike.
+
+    Roles: ``"morph"`` (max-plus weights: decay would make them win, not vanish), ``"linear"`` (weights of linear and
+    convolution layers), ``"norm"``, ``"bias"``, ``"activation"``, ``"other"``. ``decay`` says whether weight decay
+    makes sense for them. ``sites`` holds the statistics of max-plus weights (since 1.2).
+    """
+
+    role: str
+    names: list[str]
+    params: list[nn.Parameter]
+    decay: bool
+    sites: tuple[StepStatistics, ...] = ()
+
+
+class TorchOptimizer(Component):
+    """An ordinary torch optimizer with its schedule (automatic optimization)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that max-plus layers must record for it: its groups' sites give them at each step; since 1.2."""
+        return frozenset()
+
+    @abstractmethod
+    def build(self, groups: Sequence[Group]) -> torch.optim.Optimizer:
+        """The optimizer over all groups."""
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, total_steps: int, total_epochs: int) -> dict[str, Any] | None:
+        """Lightning's ``lr_scheduler`` configuration, or None for a constant rate."""
+        return None
+
+
+class Batch(NamedTuple):
+    """One batch as a loop sees it; ``indices`` holds global sample indices where the loader gives them."""
+
+    input: Tensor
+    target: Tensor
+    indices: Tensor | None = None
+
+
+class TrainerFacts(NamedTuple):
+    """What a loop may refuse: the trainer's settings that matter to manual optimization."""
+
+    precision: str
+    strategy: str
+    world_size: int
+    gradient_clip_val: float | None
+    accumulate_grad_batches: int
+
+
+class StepContext(Protocol):
+    """What a loop may use during one iteration. Losses are means over the local batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The network's output."""
+        ...
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Data loss plus regularizers, a scalar."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward through Lightning: gradients are scaled, and reduced over processes."""
+        ...
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over processes; every process must call it equally often."""
+        ...
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """One optimizer step around ``closure``, which clears gradients first; to be called exactly once."""
+        ...
+
+
+class Loop(Component):
+    """A whole manual-optimization iteration (automatic optimization off).
+
+    A loop is built anew for each module and bound to it. Its state lives in its one optimizer, which Lightning saves
+    and restores; state that belongs to samples goes through ``aux_state``, keyed by global sample index.
+    """
+
+    @abstractmethod
+    def bind(self, network: nn.Module, groups: Sequence[Group]) -> None:
+        """Take hold of the network; raise NotSupportedError with every layer that cannot be trained this way."""
+
+    def refuse(self, facts: TrainerFacts) -> list[str]:
+        """Reasons why this loop cannot run under these settings; all are raised together at setup."""
+        return []
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Exactly one optimizer; its state is what must be equal on all processes."""
+
+    @abstractmethod
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        """One iteration; returns what is logged. Calls ``context.step`` exactly once."""
+
+    def aux_state(self) -> dict[str, Tensor]:
+        """State that belongs to samples, to be saved with the checkpoint; called on every process."""
+        return {}
+
+    def load_aux_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``aux_state`` gave."""
