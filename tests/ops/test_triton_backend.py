@@ -69,12 +69,18 @@ def check(x, w, geometry):
 
 
 def check_ties(x, w, geometry, eps):
+    """All passes over active candidates, and projections, against the eager backend."""
     _, arg, gap = eager.indices(x, w, geometry, True)
-    call = (-x if geometry.dual else x, w, arg, gap, replace(geometry, dual=False), eps)
-    seen, expected = gpu.active(*call), eager.active(*call)
+    call = (-x if geometry.dual else x, w, arg, gap, replace(geometry, dual=False))
+    seen, expected = gpu.active(*call, eps), eager.active(*call, eps)
     same([seen.size], [expected.size])
-    ux, uw = torch.randn(2, *arg.shape, device=DEVICE).to(gap.dtype)
-    close([seen.to_cells(ux), seen.to_taps(uw)], [expected.to_cells(ux), expected.to_taps(uw)])
+    u, more = torch.randn(2, *arg.flatten(1).shape, device=DEVICE).to(gap.dtype)
+    values = torch.randn(len(x), seen.cells, device=DEVICE).to(gap.dtype).mul(2).round()  # with equal ones
+    close([seen.to_cells(u), seen.to_taps(more)], [expected.to_cells(u), expected.to_taps(more)])
+    same(*([graph.dilate(values), graph.erode(u), graph.select(values)] for graph in (seen, expected)))
+    for count in (False, True):
+        moved = (u.masked_fill(u.abs() < 0.3, 0).view_as(arg), *call, 0.8, count)
+        close(gpu.project(*moved), eager.project(*moved))
 
 
 # ------------------------------------------------------------------------------------------------------- dense
@@ -136,11 +142,38 @@ def test_dense_strides():
 
 @kernels
 @on_device
-@pytest.mark.parametrize("kind", ["normal", "ties", "missing"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("geometry", [Dense(), Dense(2, dual=True)], ids=str)
 @pytest.mark.parametrize("eps", [0.0, 1.0])
 def test_dense_ties(kind, geometry, eps):
     check_ties(*example(kind, (5, geometry.groups * 19), (geometry.groups * 7, 19)), geometry, eps)
+
+
+@kernels
+@on_device
+def test_dense_ties_in_several_tiles():
+    check_ties(*example("missing", (70, 2 * 67), (2 * 35, 67)), Dense(2), 1.0)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dense_ties_dtypes_and_strides(dtype):
+    x, w = example("ties", (36, 6), (8, 36), dtype)
+    check_ties(x.t(), w, Dense(), 1.0)
+    check_ties(x.t()[:, ::2], w[::2, :18].float(), Dense(), 1.0)
+
+
+@kernels
+@on_device
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_passes_keep_the_dtype_of_messages(dtype):
+    x, w = example("ties", (3, 20), (4, 20))
+    _, arg, gap = eager.indices(x, w, Dense(), True)
+    graph, expected = (backend.active(x, w, arg, gap, Dense(), 1.0) for backend in (gpu, eager))
+    u, h = torch.randn(3, 4, device=DEVICE).to(dtype), torch.randn(3, 20, device=DEVICE).to(dtype)
+    same([graph.dilate(h), graph.erode(u)], [expected.dilate(h), expected.erode(u)])
+    assert graph.to_cells(u).dtype == graph.to_taps(u).dtype == dtype
 
 
 @kernels
@@ -323,7 +356,10 @@ def every(x, w, geometry):
     gpu.scatter(y, arg, x.shape, w.shape, geometry)
     if isinstance(geometry, Dense):
         graph = gpu.active(x, w, arg.zero_(), gaps, geometry, 0.1)
-        graph.size, graph.to_cells(gaps), graph.to_taps(gaps)
+        graph.size, graph.to_cells(gaps), graph.to_taps(gaps), graph.dilate(gaps.new_zeros(x.shape))
+        graph.erode(gaps), graph.select(gaps.new_zeros(x.shape))
+        for count in (False, True):
+            gpu.project(gaps, x, w, arg, gaps, geometry, 0.1, count)
 
 for dtype in (torch.float32, torch.float64, torch.bfloat16):
     every(torch.zeros(64, 160, dtype=dtype), torch.zeros(64, 80, dtype=dtype), Dense(2, True))
@@ -342,7 +378,7 @@ print(len(compiled), sorted(compiled))
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
 def test_every_kernel_compiles_for_hopper(tmp_path):
-    assert run("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)).startswith("10 ")
+    assert run("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path)).startswith("11 ")
 
 
 def test_triton_is_imported_with_the_first_kernel():

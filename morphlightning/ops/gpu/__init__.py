@@ -58,7 +58,7 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
 
 
 def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
-    """As :func:`morphlightning.ops.eager.active`, with kernels for two of its passes where all see all."""
+    """As :func:`morphlightning.ops.eager.active`, with kernels where all see all."""
     if not isinstance(geometry, Dense) or not x.numel():
         return eager.active(x, w, arg, gap, geometry, eps)
     from morphlightning.ops.gpu.ties import DenseGraph
@@ -69,8 +69,12 @@ def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, e
 def project(
     u: Tensor, x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, tau: float, count: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`morphlightning.ops.eager.project`, which computes it."""
-    return eager.project(u, x, w, arg, gap, geometry, tau, count)
+    """As :func:`morphlightning.ops.eager.project`, with kernels where all see all."""
+    if not isinstance(geometry, Dense) or not x.numel():
+        return eager.project(u, x, w, arg, gap, geometry, tau, count)
+    from morphlightning.ops.gpu import ties
+
+    return ties.project(u, x, w, arg, geometry, tau, count)
 
 
 def _for(geometry: Geometry, x: Tensor, w: Tensor | None = None) -> Any:
