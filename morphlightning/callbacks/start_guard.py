@@ -44,14 +44,19 @@ class StartGuard(Callback):
                 "alike; start with a small spread, such as initializer='upper'"
             )
         for name, layer in starts.dense_layers(pl_module):
-            self._handles.append(layer.register_forward_pre_hook(self._look(name)))
+            self._look_once(name, layer)
 
-    def _look(self, name: str) -> Any:
+    def _look_once(self, name: str, layer: torch.nn.Module) -> None:
+        """At the first inputs in training; a diagnostic may run the batch again."""
+
         def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
-            if layer.training and not torch.compiler.is_compiling() and starts.few_can_win(layer, args[0]):
-                self._wide[name] = None
+            if layer.training and not torch.compiler.is_compiling():
+                handle.remove()
+                if starts.few_can_win(layer, args[0]):
+                    self._wide[name] = None
 
-        return hook
+        handle = layer.register_forward_pre_hook(hook)
+        self._handles.append(handle)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Say what the first batch showed."""

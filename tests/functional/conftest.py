@@ -103,6 +103,7 @@ def pull_back(x: Tensor, b: Tensor, sign: int, gy: Tensor, rule: str, **options)
         for tied, u in rows:
             for c in tied:
                 opposed[c.cell] += max(u, 0.0)
+        opposed[-1] = math.inf  # a constant border cannot be raised
         for tied, u in rows:
             if not tied or u == 0:
                 continue

@@ -439,6 +439,8 @@ def test_diagnostics_log_and_change_nothing(make_trainer: Make) -> None:
     assert logged == {
         "diagnostics/gradient_density/backbone.0.pool1",
         "diagnostics/gradient_density/backbone.0.pool1/dead",
+        "diagnostics/gradient_density/backbone.0.pool1/dead_rows",
+        "diagnostics/gradient_density/backbone.0.pool1/touched",
     }
 
 

@@ -78,11 +78,11 @@ def test_statistics_and_rules_are_left_behind():
     plain = structure.export(chain)
     assert kinds(plain) == [Dilation, Erosion]
     for layer in plain:
-        assert layer.site.ghost is None
+        assert layer.site.ghosts.touches is None
         assert not layer.site.needs
         assert not layer.pipeline.updates
         assert layer.pipeline.policy.winner_only
-    assert chain[0][0].site.ghost is not None
+    assert chain[0][0].site.ghosts.touches is not None
 
 
 # --------------------------------------------------------------------------------------------------- dead parts

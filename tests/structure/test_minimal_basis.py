@@ -138,7 +138,7 @@ def test_state_dict_loads_into_a_basis_of_this_size(tmp_path):
     layer = with_integers(SupOfErosions2d(1, 2, 2, terms=6))
     basis = structure.minimal_basis(layer)
     torch.save(basis.state_dict(), tmp_path / "basis.pt")
-    assert set(basis.state_dict()) == {"erosion.weight", "erosion.mask"}
+    assert set(basis.state_dict()) == {"erosion.weight", "erosion.mask", "erosion.initialized"}
     fresh = structure.ErosionBasis(Erosion2d(1, sum(basis.terms), 2), basis.terms)
     fresh.load_state_dict(torch.load(tmp_path / "basis.pt", weights_only=True))
     x = torch.randn(2, 1, 5, 5)

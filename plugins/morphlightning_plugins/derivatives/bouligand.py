@@ -60,9 +60,10 @@ def _least_opposed(chunk: ActiveChunk, u: Tensor, message: Tensor) -> Tensor:
     if len(message) == 0:
         return torch.zeros_like(message, dtype=torch.bool)
     sample = chunk.sample[chunk.owner]
-    width = int(chunk.cell.max()) + 2  # cell -1 is a constant border: it has a place of its own
+    width = int(chunk.cell.max()) + 2  # cell -1 is a constant border
     _, key = torch.unique(sample * width + chunk.cell + 1, return_inverse=True)
     mass = message.new_zeros(int(key.max()) + 1).index_add_(0, key, message.clamp_min(0))[key]
+    mass = mass.masked_fill(chunk.cell < 0, math.inf)  # it cannot be raised
     least = mass.new_full(u.shape, math.inf).scatter_reduce_(0, chunk.owner, mass, "amin")
     position = torch.arange(len(message), device=message.device)
     candidate = torch.where(mass == least[chunk.owner], position, len(message))
