@@ -52,5 +52,5 @@ class GradientDensity(TouchCounts, PeriodicDiagnostic):
         """Log what nothing touched."""
         for name, touches in self.touches.items():
             alive = touches > 0
-            self.record(pl_module, f"{name}/dead", 1 - alive.sum() / self.counting[name].mask.sum())
-            self.record(pl_module, f"{name}/dead_rows", (~alive.flatten(1).any(1)).double().mean())
+            self.record(pl_module, f"{name}/dead", 1 - alive.sum() / self.counting[name].mask.sum(), sync_dist=True)
+            self.record(pl_module, f"{name}/dead_rows", (~alive.flatten(1).any(1)).double().mean(), sync_dist=True)

@@ -77,9 +77,10 @@ class MorphDescent(torch.optim.Optimizer):
     def _descend_max_plus(self, p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
         lr = group["lr"]
         rate = torch.as_tensor(lr, dtype=torch.float64, device=p.device)
-        statistics = {**self._sites[p].of_step(), "lr": rate}
+        site = self._sites[p]
+        statistics = {**site.of_step(), "lr": rate}
         active = statistics["count"] > 0
-        if self._normalize is not None:
+        if self._normalize is not None and not any(isinstance(h, CountNormalized) for h in site.updates):
             step = self._normalize.update(p, step, statistics)
         step = step.masked_fill(~active, 0)
         if group["momentum"]:
@@ -113,7 +114,8 @@ class MorphSgd(Scheduled):
         other_lr: Rate of all other parameters.
         momentum: Momentum of all other parameters.
         morph_momentum: Momentum of max-plus weights.
-        count_normalized: Divide by the count; False takes the mean over the batch, as SGD does.
+        count_normalized: Divide by the count; False takes the mean over the batch, as SGD does. Where a layer carries
+            the heuristic of this name its gradients are divided once, by the heuristic.
         sup_norm: Scale the step of each of the K max-plus weights (layers) to lr / K in the sup norm, so that the
             output of a purely morphological network moves by at most lr.
         radius_clip: Shrink a layer's step to half this quantile of its gaps; None (default) does not. See the heuristic
@@ -186,10 +188,10 @@ class MorphSgd(Scheduled):
                 f"morph_sgd: {len(weights)} max-plus weights with {len(sites)} records of statistics; it needs one "
                 "each. Take groups from morphlightning.models.parameter_groups, and share no weight between layers"
             )
-        doubled = {type(h) for site in sites for h in site.updates} & {CountNormalized, RadiusClipped, SupNorm}
+        doubled = {type(h) for site in sites for h in site.updates} & {RadiusClipped, SupNorm}
         if doubled:
             names = ", ".join(sorted(kind.__name__ for kind in doubled))
             raise ConfigError(
                 f"morph_sgd and the heuristics of the model ({names}) do the same to a gradient: "
-                "leave them out of heuristic=..., and set count_normalized, radius_clip or sup_norm of morph_sgd"
+                "leave them out of heuristic=..., and set radius_clip or sup_norm of morph_sgd"
             )
