@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from morphlightning import backends
 from morphlightning.ops import eager
 from morphlightning.ops.geometry import Geometry
 from morphlightning.ops.messages import steepest
@@ -113,7 +114,7 @@ class ActiveGraph:
         """Send each row's message (samples, units) to one candidate, its winner for None: sums (samples, cells)."""
         x, w, arg, _, where = self.call
         rows, taps = gy.view(arg.shape), arg if taps is None else taps.view(arg.shape)
-        return eager.scatter(rows, taps, x.shape, w.shape, where, want_w=False)[0].flatten(1)
+        return backends.backend_for(gy).scatter(rows, taps, x.shape, w.shape, where, True, False)[0].flatten(1)
 
     def steepest(self, gy: Tensor, default: Tensor) -> Tensor:
         """Of eight messages the steepest one, sample by sample; see :func:`morphlightning.ops.messages.steepest`."""

@@ -82,6 +82,21 @@ def check_graphs(expected: ActiveGraph, seen: ActiveGraph) -> None:
     torch.testing.assert_close(seen.deliver(rows, seen.select(values)), expected.deliver(rows, seen.select(values)))
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "where"),
+    [((20, 30), (9, 30), Dense()), ((9, 4, 6, 5), (6, 2, 3, 3), Window((1, 1), (1, 1), (1, 1), (1, 1), 2))],
+)
+def test_where_few_samples_have_a_tie(x_shape: tuple[int, ...], w_shape: tuple[int, ...], where: Geometry) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(x_shape, dtype=torch.float64), torch.randn(w_shape, dtype=torch.float64).round()
+    x[1:4] = x[1:4].round()
+    _, arg, gap = eager.indices(x, w, where, True)
+    seen, expected = (backend.active(x, w, arg, gap, where, 0.0) for backend in (cpu, eager))
+    check_graphs(expected, seen)
+    u, default = torch.randint(-3, 4, seen.size.shape).double(), torch.randn(len(x), seen.cells, dtype=torch.float64)
+    torch.testing.assert_close(seen.steepest(u, default), expected.steepest(u, default))
+
+
 def close(seen: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for a, b in zip(seen, expected, strict=True):
         torch.testing.assert_close(a, b)

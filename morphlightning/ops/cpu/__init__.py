@@ -17,7 +17,7 @@ from morphlightning import backends
 from morphlightning.ops import eager
 from morphlightning.ops.active import ActiveGraph, Call
 from morphlightning.ops.cpu import dense, dense_backward, flat, window, window_backward
-from morphlightning.ops.cpu.active import ListedGraph
+from morphlightning.ops.cpu.active import graph_of
 from morphlightning.ops.cpu.workers import KernelError
 from morphlightning.ops.geometry import Dense, Geometry
 
@@ -100,7 +100,7 @@ def touches(gy: Tensor, arg: Tensor, w: torch.Size, geometry: Geometry) -> Tenso
 @_or_eager
 def active(x: Tensor, w: Tensor, arg: Tensor, gap: Tensor, geometry: Geometry, eps: float) -> ActiveGraph:
     """The graph of candidates within eps of their maximum."""
-    return ListedGraph(Call(x, w, arg, gap, geometry), eps)
+    return graph_of(Call(x, w, arg, gap, geometry), eps)
 
 
 @_or_eager

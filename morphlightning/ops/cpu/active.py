@@ -3,8 +3,8 @@
 Limit: a scan meets each pair once, as a forward pass does, but without its reuse of registers: two loads, an addition
 and a comparison for each vector. Where candidates are cannot be foreseen, and a wrong guess costs more than a vector:
 the scan leaves bits, and words without any are dropped by arithmetic. The passes cost one or two accesses for each
-active candidate, some in a hundred of all pairs. Where lists would grow beyond LIMIT, they are made for some samples at
-a time, anew for each pass.
+active candidate, some in a hundred of all pairs. Where there is no room for all lists, they are made for some samples
+at a time, anew for each pass. Where few samples have a tie, only these are listed; the others go to their winners.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morphlightning import backends
 from morphlightning.ops import eager
 from morphlightning.ops.active import ActiveGraph, Call
 from morphlightning.ops.cpu import passes
@@ -35,8 +36,9 @@ from morphlightning.ops.cpu.workers import (
 )
 from morphlightning.ops.geometry import Dense, Window
 
-LIMIT = 1 << 23
-"""Candidates that there is room for at once: 96 MiB, of which only the part that is used is ever touched."""
+LIMIT, FEW, SHARE = 1 << 25, 1 << 22, 16
+"""Candidates that there is room for at once: one in SHARE pairs, but a few in any case, and no more than the limit. A
+candidate takes 12 bytes, and what is not used is never touched."""
 ROOM = 16
 """Candidates a row that a first attempt has room for."""
 ROWS = 8
@@ -242,24 +244,28 @@ class ListedGraph(ActiveGraph):
         """Candidates that a sample has room for; every one, once some did not fit."""
         return self.units * min(ROOM, self._weights.shape[1]) | 5  # odd: segments begin in different sets of the cache
 
+    @property
+    def _limit(self) -> int:
+        return min(LIMIT, max(FEW, self.call.arg.numel() * self._weights.shape[1] // SHARE))
+
     @cached_property
     def _whole(self) -> Lists | None:
         """The lists of all samples, where there is room for them."""
         samples = len(self.call.x)
-        if samples * self._room > LIMIT:
+        if samples * self._room > self._limit:
             return None
         self._sizes, lists = self._collect(slice(None))
         needed = int(self._sizes.sum(1).max()) if samples else 0
         if needed <= self._room:
             return lists
         self._room = needed
-        if samples * needed > LIMIT:
+        if samples * needed > self._limit:
             return None
         return self._collect(slice(None))[1]
 
     def _ranges(self) -> Iterator[slice]:
         """As many samples at a time as there is room for."""
-        together = max(1, LIMIT // self._room)
+        together = max(1, self._limit // self._room)
         return (slice(first, first + together) for first in range(0, len(self.call.x), together))
 
     def _parts(self) -> Iterator[tuple[slice, Lists]]:
@@ -304,3 +310,66 @@ class ListedGraph(ActiveGraph):
             return (torch.empty(0, dtype=torch.int64),) * 3
         tables = self.call.where.tables(self.call.x.shape, self.call.w.shape, self.call.x.device)
         return tuple(table.contiguous() for table in tables)
+
+
+class PartlyTiedGraph(ActiveGraph):
+    """The graph of a call in which some samples have a tie: lists for these, winners for the others."""
+
+    def __init__(self, call: Call, eps: float, tied: Tensor) -> None:
+        super().__init__(call, eps)
+        self._tied = tied
+        self._some = ListedGraph(call._replace(x=call.x[tied], arg=call.arg[tied], gap=call.gap[tied]), eps)
+
+    @cached_property
+    def size(self) -> Tensor:
+        """Number of active candidates of each row (samples, units), int32; 0 where there is none."""
+        return (self.call.arg.flatten(1) >= 0).int().index_copy_(0, self._tied, self._some.size)
+
+    def to_cells(self, gy: Tensor) -> Tensor:
+        """Send each row's message (samples, units) to the cells of all its candidates: sums (samples, cells)."""
+        return self.deliver(gy, None).index_copy_(0, self._tied, self._some.to_cells(gy[self._tied]))
+
+    def to_taps(self, gy: Tensor) -> Tensor:
+        """Send each row's message (samples, units) to the weights of all its candidates: sums (taps,)."""
+        return self._untied_to_taps(gy) + self._some.to_taps(gy[self._tied])
+
+    def to_cells_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the cells of all candidates, below 0 to the one with the least sum of the former."""
+        return self.deliver(gy, None).index_copy_(0, self._tied, self._some.to_cells_by_sign(gy[self._tied]))
+
+    def to_taps_by_sign(self, gy: Tensor) -> Tensor:
+        """Messages above 0 to the weights of all candidates, below 0 to the winner's: sums (taps,)."""
+        return self._untied_to_taps(gy) + self._some.to_taps_by_sign(gy[self._tied])
+
+    def select(self, values: Tensor) -> Tensor:
+        """The candidate of each row with the least value (samples, cells), the first of equal ones; -1 where none."""
+        chosen = self.call.arg.flatten(1).clone()
+        return chosen.index_copy_(0, self._tied, self._some.select(values[self._tied]))
+
+    def steepest(self, gy: Tensor, default: Tensor) -> Tensor:
+        """Of eight messages the steepest one, sample by sample; see :func:`morphlightning.ops.messages.steepest`."""
+        best = self._some.steepest(gy[self._tied], default[self._tied])
+        return default.index_copy(0, self._tied, best)
+
+    def dilate(self, h: Tensor) -> Tensor:
+        """Largest h (samples, cells) among each row's candidates (samples, units); 0 where there is none."""
+        return self._all.dilate(h)
+
+    def erode(self, u: Tensor) -> Tensor:
+        """Least u (samples, units) among the rows in which a cell is active (samples, cells); inf where in none."""
+        return self._all.erode(u)
+
+    @cached_property
+    def _all(self) -> ListedGraph:
+        return ListedGraph(self.call, self.eps)
+
+    def _untied_to_taps(self, gy: Tensor) -> Tensor:
+        call, messages = self.call, gy.index_fill(0, self._tied, 0).view(self.call.arg.shape)
+        backend = backends.backend_for(gy)
+        return backend.scatter(messages, call.arg, call.x.shape, call.w.shape, call.where, False, True)[1].flatten()
+
+
+def graph_of(call: Call, eps: float) -> ActiveGraph:
+    """The graph of candidates within eps of their maximum; by lists of some samples where few have a tie."""
+    tied = (call.gap.flatten(1) <= eps).any(1).nonzero()[:, 0]
+    return PartlyTiedGraph(call, eps, tied) if 0 < 2 * len(tied) < len(call.x) else ListedGraph(call, eps)
