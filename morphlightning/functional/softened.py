@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -12,6 +13,25 @@ from morphlightning.errors import NotSupportedError
 from morphlightning.functional.soft import check_beta, check_precision, log_sum_exp
 from morphlightning.ops.dispatch import maxplus, maxplus_with_provenance
 from morphlightning.ops.geometry import Dense, Geometry
+from morphlightning.ops.policy import Policy
+
+
+class _Gradient(torch.autograd.Function):
+    """The first argument, with the gradient of the second."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, soft: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
 
 
 class softened(TorchFunctionMode):
@@ -24,12 +44,14 @@ class softened(TorchFunctionMode):
             loss = criterion(network(x), y)
         loss.backward()
 
-    The gradient is that of log-sum-exp: derivative rules, message heuristics and touch counts have no say. Soft layers
-    keep their own beta, and ``torch.max`` and pooling of torch stay as they are. Blocks may be nested; the inner one
-    holds. Not for code under ``torch.compile``.
+    The gradient is that of log-sum-exp: derivative rules, message heuristics and touch counts have no say. With
+    ``gradient_only`` values stay maxima, so that the loss is that of the hard network, as under the rule ``soft``. Soft
+    layers keep their own beta, and ``torch.max`` and pooling of torch stay as they are. Blocks may be nested; the inner
+    one holds. Not for code under ``torch.compile``.
 
     Args:
         beta: Inverse temperature, > 0; the larger, the nearer to the maximum, see :func:`soft_dilation`.
+        gradient_only: Keep the maxima, and take the gradient of log-sum-exp at them.
         precision: ``"full"`` or ``"bfloat16"``, as for :func:`soft_dilation`.
 
     Raises:
@@ -40,10 +62,10 @@ class softened(TorchFunctionMode):
     Source: Maslov dequantization; bounds are derived in docs/conventions.md, "Soft operators".
     """
 
-    def __init__(self, beta: float, precision: str = "full") -> None:
+    def __init__(self, beta: float, *, gradient_only: bool = False, precision: str = "full") -> None:
         super().__init__()
         check_beta("softened", beta)
-        self._beta, self._precision = beta, check_precision("softened", precision)
+        self._beta, self._gradient_only, self._precision = beta, gradient_only, check_precision("softened", precision)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -58,9 +80,15 @@ class softened(TorchFunctionMode):
             )
         return func(*args, **(kwargs or {}))
 
-    def _soft(self, x: Tensor, w: Tensor, where: Geometry, *_: Any) -> Tensor:
+    def _soft(self, x: Tensor, w: Tensor, where: Geometry, how: Policy, *_: Any) -> Tensor:
         if isinstance(where, Dense) and where.groups > 1:
             raise NotSupportedError(
                 "softened: a dense operator with a batch of weight matrices; take soft_dilation of one matrix at a time"
             )
-        return log_sum_exp(x, w, self._beta, where, self._precision)
+        if not self._gradient_only:
+            return log_sum_exp(x, w, self._beta, where, self._precision)
+        y = maxplus(x.detach(), w.detach(), where, how)
+        if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+            return y
+        soft = log_sum_exp(x, w, self._beta, where, self._precision)
+        return cast(Tensor, _Gradient.apply(y, soft))  # type: ignore[no-untyped-call]

@@ -46,6 +46,29 @@ def test_gradient_is_that_of_log_sum_exp_whatever_the_rules() -> None:
     torch.testing.assert_close((gx, gw), expected)
 
 
+@pytest.mark.parametrize("name", ["dilation", "erosion"])
+def test_gradient_only_keeps_the_values(name: str) -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    with mf.softened(BETA, gradient_only=True):
+        y = getattr(mf, name)(x, w)
+        assert torch.equal(getattr(mf, name)(x.detach(), w.detach()), y)
+    assert torch.equal(y, getattr(mf, name)(x, w))
+    gy = torch.randn_like(y)
+    soft = getattr(mf, f"soft_{name}")(x, w, BETA)
+    torch.testing.assert_close(torch.autograd.grad(y, (x, w), gy), torch.autograd.grad(soft, (x, w), gy))
+
+
+def test_gradient_only_leaves_infinities() -> None:
+    x, w = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2)
+    w[0] = -torch.inf
+    with mf.softened(BETA, gradient_only=True):
+        y = mf.dilation(x, w)
+    assert y.tolist() == [[-torch.inf, 0.0]]
+    (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    torch.testing.assert_close(gx, torch.full((1, 2), 0.5))
+
+
 def test_tends_to_the_hard_network_and_leaves_it_as_it_was() -> None:
     network = nn.Sequential(
         layers.Dilation2d(1, 3, 3),
@@ -73,11 +96,12 @@ def test_an_error_inside_ends_the_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((0.0,), "beta"), ((float("inf"),), "beta"), ((1.0, "half"), "precision")]
+    ("beta", "precision", "message"),
+    [(0.0, "full", "beta"), (float("inf"), "full", "beta"), (1.0, "half", "precision")],
 )
-def test_wrong_arguments(arguments: tuple[float, str], message: str) -> None:
+def test_wrong_arguments(beta: float, precision: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"softened: {message} must be"):
-        mf.softened(*arguments)
+        mf.softened(beta, precision=precision)
 
 
 def test_refuses_what_log_sum_exp_cannot_tell() -> None:
