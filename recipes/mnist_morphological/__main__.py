@@ -4,7 +4,7 @@
     python recipes/mnist_morphological --data-dir data --seeds 0 --ablation
     python recipes/mnist_morphological --data-dir data --train-size 5000 --epochs 2 --seeds 0
 
-Trains one network in our way (log-sum-exp whose beta grows, then maxima) and by plain autograd with Adam, whose
+Trains one network in our way (the gradient of log-sum-exp, whose beta grows) and by plain autograd with Adam, whose
 learning rate and start are chosen on the validation images with the first seed; the same epochs for both. --ablation
 removes one ingredient of ours at a time. Accuracies are always those of the network with maxima; the test
 images are looked at once a run, after its last epoch, and nothing is chosen by them.
@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", default="data", help="where MNIST is or shall be; default: data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=positive, default=8)
+    parser.add_argument("--epochs", type=positive, default=6)
     parser.add_argument("--train-size", type=positive, help="fewer training images, to try the command")
     parser.add_argument("--test-size", type=positive, help="fewer validation and test images")
     parser.add_argument("--ablation", action="store_true", help="remove one ingredient at a time instead")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morphlightning.layers import Dilation2d, Erosion
+from morphlightning.layers import Dilation, Dilation2d, Erosion
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class Shape:
 
     Attributes:
         filters: Windowed dilations.
-        terms: Erosions of each class; the largest of them is its logit.
+        terms: Erosions of each class; its logit is a dilation of them.
         complement: Show each layer its input and the complement of it.
         centred: Subtract a constant from each channel of each layer, its mean.
         spread: Weights start at U(0, spread).
     """
 
     filters: int = 64
-    terms: int = 10
+    terms: int = 20
     complement: bool = True
     centred: bool = True
     spread: float = 0.35
@@ -65,6 +65,8 @@ class Network(nn.Module):
         rules |= {"initializer": {"name": "upper", "spread": shape.spread}}
         self.dilation = Dilation2d(sides, shape.filters, 9, stride=4, **rules)
         self.erosion = Erosion(sides * shape.filters * 7 * 7, 10 * shape.terms, **rules)
+        rules |= {"initializer": {"name": "sparse", "noise": 0.0, "missing": True}}
+        self.head = Dilation(10 * shape.terms, 10, **rules)
         centred = Centred if shape.centred else nn.Identity
         self.centre, self.centre_terms = centred(shape.filters), centred(10 * shape.terms)
 
@@ -72,7 +74,7 @@ class Network(nn.Module):
         """Logits (batch, 10) of images (batch, 1, 28, 28) in [0, 1]."""
         found = self.centre(self.dilation(self._both(x - 0.5)))
         terms = self.centre_terms(self.erosion(self._both(found).flatten(1)))
-        return terms.unflatten(1, (10, -1)).amax(-1)
+        return self.head(terms)
 
     def _both(self, x: Tensor) -> Tensor:
         return torch.cat([x, -x], 1) if self.shape.complement else x

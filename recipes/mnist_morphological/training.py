@@ -44,21 +44,23 @@ class Way:
 
     Attributes:
         name: What it is called.
-        beta: Log-sum-exp in place of maxima while training, its inverse temperature growing from the first number to
-            the second; None for maxima.
+        beta: The gradient is that of log-sum-exp, whose inverse temperature grows from the first number to the second;
+            None for that of maxima under ``rules``.
+        soft_values: Train on the values of log-sum-exp too, not on those of maxima.
         rules: derivative and heuristic of the layers.
         lr: Learning rate of Adam, at its peak.
         anneal: Let the learning rate rise and fall; else it is constant.
-        shifts: Move the images of each batch by up to one pixel.
+        shifts: Share of the batches whose images are moved by up to one pixel.
         shape: The network.
     """
 
     name: str
-    beta: tuple[float, float] | None = (10.0, 40.0)
+    beta: tuple[float, float] | None = (3.0, 10.0)
+    soft_values: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
     lr: float = 0.03
     anneal: bool = True
-    shifts: bool = True
+    shifts: float = 1.0
     shape: Shape = field(default_factory=Shape)
 
     def but(self, name: str, shape: dict[str, Any] | None = None, **changes: Any) -> Way:
@@ -112,7 +114,7 @@ def train(way: Way, seed: int, images: Images, epochs: int, tell: Callable[[int]
     for epoch in range(1, epochs + 1):
         began, total = time.process_time(), 0.0
         for rows in torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH):
-            batch = x[rows].roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3)) if way.shifts else x[rows]
+            batch = _moved(x[rows]) if torch.rand(()) < way.shifts else x[rows]
             for group in optimizer.param_groups:
                 group["lr"] = way.lr * (_one_cycle(step / steps, steps) if way.anneal else 1.0)
             with _softness(way, step / steps):
@@ -129,6 +131,10 @@ def train(way: Way, seed: int, images: Images, epochs: int, tell: Callable[[int]
     return Run(way, seed, done, accuracy(network, images.test))
 
 
+def _moved(x: Tensor) -> Tensor:
+    return x.roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3))
+
+
 def _one_cycle(progress: float, steps: int) -> float:
     """200 steps up, or a tenth of them, and down by half a cosine."""
     return min(1.0, progress * max(10.0, steps / 200)) * (1 + math.cos(math.pi * progress)) / 2
@@ -138,7 +144,7 @@ def _softness(way: Way, progress: float) -> contextlib.AbstractContextManager[An
     if way.beta is None:
         return contextlib.nullcontext()
     first, last = way.beta
-    return softened(first * (last / first) ** min(1.0, progress / HOLD))
+    return softened(first * (last / first) ** min(1.0, progress / HOLD), gradient_only=not way.soft_values)
 
 
 @torch.no_grad()
