@@ -34,7 +34,9 @@ class Study:
     def run(self, way: Way, seed: int) -> Run:
         """Train and report."""
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as progress:
             task = progress.add_task(f"{way.name}, seed {seed}", total=self._epochs)
             found = train(way, seed, self._images, self._epochs, lambda epoch: progress.update(task, completed=epoch))
         self.runs.append(found)
