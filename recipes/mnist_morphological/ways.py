@@ -21,5 +21,4 @@ WITHOUT = (
     OURS.but("start with a wide spread", {"spread": 1.0}),
     OURS.but("constant learning rate", anneal=False),
     OURS.but("without shifted images", shifts=0.0),
-    OURS.but("gradient shared by all within 0.02", beta=None, rules={"derivative": {"name": "uniform", "eps": 0.02}}),
 )

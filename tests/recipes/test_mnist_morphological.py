@@ -49,7 +49,7 @@ def test_short_run_writes_tables_and_figure(data, tmp_path, arguments):
     (folder,) = (tmp_path / "results").iterdir()
     runs = list(csv.DictReader((folder / "runs.csv").read_text().splitlines()))
     epochs = list(csv.DictReader((folder / "epochs.csv").read_text().splitlines()))
-    assert len(runs) == len(epochs) == (12 if "--ablation" in arguments else 2 + 4 + 2 + 1)
+    assert len(runs) == len(epochs) == (11 if "--ablation" in arguments else 2 + 4 + 2 + 1)
     assert all(0 <= float(run["test_accuracy"]) <= 1 for run in runs)
     assert (folder / "accuracy.png").exists() == ("--ablation" not in arguments)
     assert ("pooled standard deviation" in done.stdout) == ("--ablation" not in arguments)
