@@ -27,6 +27,7 @@ from morphlightning.functional.soft import (
     soft_erosion3d,
     soft_opening,
 )
+from morphlightning.functional.softened import softened
 from morphlightning.functional.splines import linear_spline, linear_spline_slope
 from morphlightning.functional.windows import (
     black_tophat1d,
@@ -97,6 +98,7 @@ __all__ = [
     "soft_erosion2d",
     "soft_erosion3d",
     "soft_opening",
+    "softened",
     "white_tophat1d",
     "white_tophat2d",
     "white_tophat3d",

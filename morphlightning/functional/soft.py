@@ -26,6 +26,7 @@ from morphlightning.functional.windowing import (
     weights,
 )
 from morphlightning.ops.eager import compute_dtype
+from morphlightning.ops.geometry import DENSE, DUAL_DENSE, Geometry, Window
 from morphlightning.ops.soft import log_sum_exp_plus
 from morphlightning.ops.soft.product import Precision
 
@@ -46,21 +47,37 @@ def check_merge(where: str, how: Windowing) -> None:
         )
 
 
-def _temperature(where: str, beta: float | Tensor, x: Tensor, w: Tensor) -> Tensor:
+def check_beta(where: str, beta: float | Tensor) -> None:
+    """Raise ConfigError unless this is one number, finite and > 0 (the value of a tensor is not looked at)."""
     if isinstance(beta, Tensor):
         if beta.ndim != 0:
             raise ConfigError(f"{where}: beta must be one number > 0, got shape {tuple(beta.shape)}")
     elif not 0 < beta < math.inf:
         raise ConfigError(f"{where}: beta must be a finite number > 0, got {beta}")
-    return torch.as_tensor(beta, dtype=compute_dtype(x, w), device=x.device)
+
+
+def log_sum_exp(x: Tensor, w: Tensor, beta: float | Tensor, where: Geometry, precision: Precision) -> Tensor:
+    """Log-sum-exp in place of the maxima of an operator, and minus that of -x in place of the minima of a dual one.
+
+    Not for dense operators of several groups.
+    """
+    dtype = compute_dtype(x, w)
+    heat = torch.as_tensor(beta, dtype=dtype, device=x.device)
+    inner = (-x if where.dual else x).to(dtype)  # so that a constant border is not rounded to half precision
+    inside: Geometry = DENSE
+    if isinstance(where, Window):
+        inner, nowhere = where.pad(inner), (0,) * len(where.stride)
+        inside = replace(where, before=nowhere, after=nowhere, border="neutral", fill=0.0, dual=False)
+    y = log_sum_exp_plus(inner, w, heat, inside, precision).to(x.dtype)
+    return -y if where.dual else y
 
 
 def _soft(where: str, x: Tensor, w: Tensor, beta: float | Tensor, axis: int, sign: int, precision: str) -> Tensor:
     check_dense(where, x, w, axis)
-    how, heat = check_precision(where, precision), _temperature(where, beta, x, w)
+    check_beta(where, beta)
+    geometry, how = DENSE if sign > 0 else DUAL_DENSE, check_precision(where, precision)
     rows, w = x.reshape(-1, x.shape[-1]), w if axis == 1 else w.t()
-    y = log_sum_exp_plus(rows if sign > 0 else -rows, w, heat, precision=how).view(*x.shape[:-1], w.shape[0])
-    return y if sign > 0 else -y
+    return log_sum_exp(rows, w, beta, geometry, how).view(*x.shape[:-1], w.shape[0])
 
 
 def soft_window(
@@ -79,14 +96,9 @@ def soft_window(
     w, groups = weights(where, b, images, rank, how.groups)
     window = how.window(tuple(w.shape[2:]), groups, reflected=sign > 0, dual=sign < 0)
     check_fit(where, images, tuple(w.shape[2:]), window)
-    images = images.to(compute_dtype(images, w))  # a constant border is not rounded to half precision
-    padded = window.pad(images) if sign > 0 else window.pad(-images)
-    nowhere = (0,) * rank
-    inside = replace(window, before=nowhere, after=nowhere, border="neutral", fill=0.0, dual=False)
+    check_beta(where, beta)
     w = w.flip(tuple(range(2, w.ndim))) if sign > 0 else w  # a dilation reflects its window
-    heat = _temperature(where, beta, images, w)
-    y = log_sum_exp_plus(padded, w, heat, inside, check_precision(where, precision)).to(x.dtype)
-    y = y if sign > 0 else -y
+    y = log_sum_exp(images, w, beta, window, check_precision(where, precision))
     return y if x.ndim == rank + 2 else y.squeeze(0)
 
 
