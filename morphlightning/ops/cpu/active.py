@@ -10,6 +10,7 @@ at a time, anew for each pass. Where few samples have a tie, only these are list
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -371,5 +372,9 @@ class PartlyTiedGraph(ActiveGraph):
 
 def graph_of(call: Call, eps: float) -> ActiveGraph:
     """The graph of candidates within eps of their maximum; by lists of some samples where few have a tie."""
-    tied = (call.gap.flatten(1) <= eps).any(1).nonzero()[:, 0]
-    return PartlyTiedGraph(call, eps, tied) if 0 < 2 * len(tied) < len(call.x) else ListedGraph(call, eps)
+    nearest = call.gap.flatten(1).nan_to_num(nan=math.inf)
+    tied = (nearest.amin(1) <= eps).nonzero()[:, 0] if nearest.numel() else call.arg.new_empty(0)  # min is vectorized
+    few = 0 < 2 * len(tied) < len(call.x)
+    graph = PartlyTiedGraph(call, eps, tied) if few else ListedGraph(call, eps)
+    graph.tied = len(tied) > 0
+    return graph
