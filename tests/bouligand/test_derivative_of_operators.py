@@ -273,4 +273,5 @@ def test_every_functional_operator_is_tested_here():
         "soft_erosion1d",
         "soft_erosion2d",
         "soft_erosion3d",
+        "softened",  # a context
     }
