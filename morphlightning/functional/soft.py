@@ -66,8 +66,7 @@ def log_sum_exp(x: Tensor, w: Tensor, beta: float | Tensor, where: Geometry, pre
     inner = (-x if where.dual else x).to(dtype)  # so that a constant border is not rounded to half precision
     inside: Geometry = DENSE
     if isinstance(where, Window):
-        inner, nowhere = where.pad(inner), (0,) * len(where.stride)
-        inside = replace(where, before=nowhere, after=nowhere, border="neutral", fill=0.0, dual=False)
+        inner, inside = where.pad(inner), replace(where.inside, dual=False)
     y = log_sum_exp_plus(inner, w, heat, inside, precision).to(x.dtype)
     return -y if where.dual else y
 

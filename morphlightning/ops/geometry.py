@@ -102,6 +102,12 @@ class Window:
             return F.pad(x, widths, value=-math.inf if self.border == "neutral" else self.fill)
         return F.pad(x, widths, mode=self.border)
 
+    @property
+    def inside(self) -> Window:
+        """The same window over an image that :meth:`pad` has extended."""
+        nowhere = (0,) * len(self.stride)
+        return replace(self, before=nowhere, after=nowhere, border="neutral", fill=0.0)
+
     def tables(self, x: torch.Size, w: torch.Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Where input cells are found, through positions in the padded image of one sample.
 

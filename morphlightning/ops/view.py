@@ -107,9 +107,7 @@ class OperatorView:
         if isinstance(where, Dense):
             parts = zip(x.chunk(where.groups, 1), w.chunk(where.groups), strict=True)
             return torch.cat([log_sum_exp_plus(part, weights, beta) for part, weights in parts], 1)
-        nowhere = (0,) * len(where.stride)
-        inside = replace(where, before=nowhere, after=nowhere, border="neutral", fill=0.0, flat=False)
-        return log_sum_exp_plus(where.pad(x), w, beta, inside)
+        return log_sum_exp_plus(where.pad(x), w, beta, replace(where.inside, flat=False))
 
     def projection(self, u: Tensor, tau: float, *, count: bool) -> tuple[Tensor, Tensor]:
         """Pseudo-gradients (w - w') / tau of the metric projections w' of each row on {maximum = y - tau u}."""
