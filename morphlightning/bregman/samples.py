@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +34,9 @@ class SampleStore:
         self.known = torch.zeros(len(range(rank, size, world_size)), dtype=torch.bool)
         self._storage = storage
         self._rows: Samples = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="auxiliaries-") if storage == "memmap" else None
+        self._folder = tempfile.mkdtemp(prefix="auxiliaries-") if storage == "memmap" else None
+        if self._folder is not None:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def take(self, index: Tensor, device: torch.device) -> tuple[Samples, Tensor] | None:
         """The variables of these samples, in this order, and which of them are known; None if none is.
@@ -65,9 +69,9 @@ class SampleStore:
         kept = {name: values[rows.to(values.device)] for name, values in self._rows.items()}
         return {"index": rows * self.world_size + self.rank, **kept}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Keep what ``state`` gave, here or elsewhere."""
-        self.put(state["index"], {name: values for name, values in state.items() if name != "index"})
+        self.put(state["index"], {name: values.to(device) for name, values in state.items() if name != "index"})
 
     def _positions(self, index: Tensor) -> Tensor:
         return index.cpu() // self.world_size
@@ -79,14 +83,14 @@ class SampleStore:
         shape = (len(self.known), *like.shape[1:])
         if self._folder is None:
             return like.new_zeros(shape, device=like.device if self._storage == "device" else "cpu")
-        file = str(Path(self._folder.name) / name)
-        count = torch.Size(shape).numel()
-        return torch.from_file(file, shared=True, size=count, dtype=like.dtype).view(shape)
+        file, count = Path(self._folder) / name, torch.Size(shape).numel()
+        return torch.from_file(str(file), shared=True, size=count, dtype=like.dtype).view(shape)
 
 
 def select(states: Sequence[Mapping[str, Tensor]], rank: int, world_size: int) -> Samples:
     """Of the states of any number of processes, the samples that a process owns, by ascending index."""
-    found = {name: torch.cat([state[name] for state in states if len(state["index"])]) for name in states[0]}
+    held = [state for state in states if len(state["index"])] or states[:1]
+    found = {name: torch.cat([state[name] for state in held]) for name in held[0]}
     mine = (found["index"] % world_size == rank).nonzero().flatten()
     mine = mine[found["index"][mine].argsort()]
     return {name: values[mine] for name, values in found.items()}

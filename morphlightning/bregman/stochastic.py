@@ -48,13 +48,12 @@ class Incremental(Lifted):
         inner_x: int = 1,
     ) -> None:
         super().__init__(chain, loss, mu, ridge, tau_x, inner_x)
-        self.size = size
-        self.forget()
+        self.size, self.seen = size, 0
+        self._totals: list[Moments] = []
 
     def forget(self) -> None:
-        """Begin anew with sums over no sample, as all auxiliary variables are lost."""
-        self.seen, self.input_gram = 0, None
-        self._totals: list[Moments] = []
+        """Begin anew with sums over no sample."""
+        self.seen, self.input_gram, self._totals = 0, None, []
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor) -> Samples:
