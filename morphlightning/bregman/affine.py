@@ -167,7 +167,7 @@ class Convolution(Affine):
         x = self.reshaped(x)
         groups, _, size = self.shape
         gram = x.new_zeros(groups, size, size)
-        each = max(1, UNFOLDED // (x[:1].numel() * math.prod(self.module.kernel_size)))
+        each = max(1, UNFOLDED // max(1, x[:1].numel() * math.prod(self.module.kernel_size)))
         for part in x.split(each):
             patches = self._patches(part)
             gram += torch.einsum("ngkp,nglp->gkl", patches, patches)

@@ -128,8 +128,8 @@ class LiftedLoop(Loop):
             ]
         if before not in (0, data.size):
             return [
-                f"the checkpoint belongs to {before} samples, here are {data.size}: resume with the same data, or begin "
-                "anew from its weights (load_from_checkpoint, and fit without ckpt_path)"
+                f"the checkpoint belongs to {before} samples, here are {data.size}: resume with the same data, or "
+                "begin anew from its weights (load_from_checkpoint, and fit without ckpt_path)"
             ]
         self._store = SampleStore(data.size, data.rank, data.world_size, self.storage)
         return []
@@ -218,7 +218,7 @@ def _warn_of_untrained(chain: Chain) -> None:
     stay = [name for name, p in chain.network.named_parameters() if p.requires_grad and id(p) not in solved]
     if stay:
         rank_zero_warn(
-            f"lifted training solves for the weights of affine layers alone; {', '.join(stay)} stay as they are. Freeze "
-            "them (requires_grad_(False)), or train them with an optimizer such as 'adam' afterwards",
+            f"lifted training solves for the weights of affine layers alone; {', '.join(stay)} stay as they are. "
+            "Freeze them (requires_grad_(False)), or train them with an optimizer such as 'adam' afterwards",
             category=TrainingWarning,
         )

@@ -335,7 +335,7 @@ class Method(ABC):
         return dict(sums)
 
     # ---------------------------------------------------------------------------------------------------------- state
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027 - most methods have nothing to forget
         """Go on without the auxiliary variables of earlier iterations, which are lost."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -308,7 +308,13 @@ class PluginTraining(L.LightningModule):
         checkpoint["morphlightning"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loop's auxiliary state until the loop is bound."""
+        """Keep the loop's auxiliary state until the loop is bound.
+
+        Parameters take their dtype now: Lightning gives it to them after it has loaded the weights, which in float64
+        would have been rounded by then.
+        """
+        if self._trainer is not None:
+            self.trainer.precision_plugin.convert_module(self)
         self._auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary", [])
 
     def on_train_start(self) -> None:

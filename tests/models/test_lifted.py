@@ -158,11 +158,8 @@ def test_a_pass_that_is_cut_short_is_an_iteration(make_trainer: Make) -> None:
         assert len(index) == 20 * limit
         kept = model.optimizer_component._store.take(index, x.device)
         assert kept is not None
-        z, m, weight = (
-            kept[0]["z1"],
-            kept[0]["m1"],
-            torch.cat([model.network[0].weight, model.network[0].bias[:, None]], 1),
-        )
+        z, m, first = kept[0]["z1"], kept[0]["m1"], model.network[0]
+        weight = torch.cat([first.weight, first.bias[:, None]], 1)
         a = torch.cat([x[index], torch.ones(len(index), 1, dtype=x.dtype)], 1)
         gram = a.T @ a + 0.1 * torch.eye(6, dtype=x.dtype)
         torch.testing.assert_close(weight, torch.linalg.solve(gram, a.T @ (z + m)).T, rtol=1e-9, atol=1e-9)
@@ -520,7 +517,7 @@ class Stream(IterableDataset[Any]):
 
 @pytest.mark.parametrize("optimizer", ["badmm", LIFTED[2]], ids=names)
 def test_a_loader_without_a_length_is_refused(make_trainer: Make, optimizer: Any) -> None:
-    with pytest.raises(NotSupportedError, match="morphlightning.data.indexed|does not tell the number of samples"):
+    with pytest.raises(NotSupportedError, match=r"morphlightning\.data\.indexed|does not tell the number of samples"):
         make_trainer().fit(regressor(optimizer), DataLoader(Stream(), 30))
 
 
@@ -614,8 +611,13 @@ def test_storage_changes_no_bit(make_trainer: Make, optimizer: dict[str, Any], s
 
 @pytest.mark.parametrize(
     "optimizer",
-    [{"name": "badmm"}, {"name": "badmm", "order": "ZWXM", "x_step": "mirror"}, {"name": "badmm", "order": "xWM"}]
-    + [{"name": "badmm", "w_step": "gradient"}, {"name": "lifted"}],
+    [
+        {"name": "badmm"},
+        {"name": "badmm", "order": "ZWXM", "x_step": "mirror"},
+        {"name": "badmm", "order": "xWM"},
+        {"name": "badmm", "w_step": "gradient"},
+        {"name": "lifted"},
+    ],
     ids=lambda spec: "-".join(map(str, spec.values())),
 )
 def test_streaming_equals_one_piece(make_trainer: Make, optimizer: dict[str, Any]) -> None:

@@ -99,6 +99,17 @@ def test_resumed_runs_end_bit_for_bit_the_same(
 
 
 @pytest.mark.parametrize("which", ["XZWM", "full", "incremental"])
+def test_double_precision_is_not_rounded_on_resume(make_trainer: Make, tmp_path: Path, which: str) -> None:
+    straight = model(which)
+    settings = {"max_epochs": EPOCHS, "precision": "64-true"}
+    make_trainer(callbacks=[SaveAt(tmp_path, 4)], **settings).fit(straight, loader(40))
+    resumed = model(which)
+    make_trainer(**settings).fit(resumed, loader(40), ckpt_path=tmp_path / "batch=4.ckpt", weights_only=True)
+    assert resumed.dtype == torch.float64
+    assert_equal(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize("which", ["XZWM", "full", "incremental"])
 def test_digits_resume_bit_for_bit(make_trainer: Make, tmp_path: Path, which: str) -> None:
     def fit(save: tuple[int, ...], **resume: Any) -> dict[str, Tensor]:
         torch.manual_seed(0)
