@@ -289,7 +289,7 @@ def test_convolutions(make_trainer: Make, optimizer: Any) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 1, 3, padding=1))
     model, data = ml.LiftedModule(net, optimizer=optimizer), digits(optimizer)
-    trainer = make_trainer(max_epochs=8, limit_val_batches=1.0)
+    trainer = make_trainer(max_epochs=5, limit_val_batches=1.0)
     (before,) = trainer.validate(model, data, verbose=False)
     trainer.fit(model, data)
     (after,) = trainer.validate(model, data, verbose=False)
@@ -404,8 +404,7 @@ def fit_in(make_trainer: Make, precision: Any, optimizer: str, size: int) -> tup
     return model.double().data_loss(model(x), y).item(), keep
 
 
-@pytest.mark.parametrize("size", [90, 20])
-@pytest.mark.parametrize("optimizer", FULL)
+@pytest.mark.parametrize(("optimizer", "size"), [("badmm", 90), ("badmm", 20), ("lifted", 90)])
 @pytest.mark.parametrize(
     ("precision", "kept", "summed", "near"),
     [
@@ -621,11 +620,10 @@ def test_storage_changes_no_bit(make_trainer: Make, optimizer: dict[str, Any], s
     ids=lambda spec: "-".join(map(str, spec.values())),
 )
 def test_streaming_equals_one_piece(make_trainer: Make, optimizer: dict[str, Any]) -> None:
-    right = end(make_trainer, optimizer, 90, epochs=15)
-    for shuffle in (False, True):
-        other = end(make_trainer, optimizer, 20, epochs=5, passes=3, shuffle=shuffle)
-        for name, expected in right.items():
-            assert (other[name] - expected).norm() < 1e-10 * expected.norm(), name
+    right = end(make_trainer, optimizer, 90, epochs=3, passes=5)
+    other = end(make_trainer, optimizer, 20, epochs=3, passes=5, shuffle=True)
+    for name, expected in right.items():
+        assert (other[name] - expected).norm() < 1e-10 * expected.norm(), name
 
 
 def test_memory_maps_are_gone_with_the_run(make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 import morphlightning as ml
+from morphlightning.bregman.samples import select
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import CheckpointError, NotSupportedError
 
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 Make = Callable[..., L.Trainer]
-N, EPOCHS, PASSES = 90, 4, 3
+N, EPOCHS, PASSES = 90, 3, 3
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "XZWM": {"name": "badmm"},
     "ZWXM": {"name": "badmm", "order": "ZWXM", "tau_x": 1.0, "mu": 1.0},
@@ -78,9 +79,13 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.folder / f"batch={self.seen}.ckpt")
 
 
-@pytest.mark.parametrize("checkpoints", ["gather", "shards"])
 @pytest.mark.parametrize("size", [N, 40])  # in one piece and in three, of which the last is smaller
-@pytest.mark.parametrize("which", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("which", "checkpoints"),
+    [(which, "gather") for which in OPTIMIZERS]
+    + [("XZWM", "shards"), ("incremental", "shards"), ("memoryless", "shards")]
+    + [pytest.param(which, "shards", marks=pytest.mark.slow) for which in ("ZWXM", "mirror", "full", "ema")],
+)
 def test_resumed_runs_end_bit_for_bit_the_same(
     make_trainer: Make, tmp_path: Path, which: str, size: int, checkpoints: str
 ) -> None:
@@ -147,7 +152,7 @@ def test_a_checkpoint_on_exception_goes_on_where_the_run_stopped(
 ) -> None:
     straight = model(which)
     make_trainer(max_epochs=EPOCHS).fit(straight, loader(40))
-    for at in (1, 11):
+    for at in (1, 11, 20):
         resumed, saved = model(which), tmp_path / "fault.ckpt"
         with pytest.raises(RuntimeError, match="a fault"):
             make_trainer(max_epochs=EPOCHS, callbacks=[Fault(at, saved)]).fit(model(which), loader(40))
@@ -206,6 +211,16 @@ def test_a_policy_can_change_between_runs(make_trainer: Make, tmp_path: Path) ->
         gram = method._totals[-1].gram
         rows = torch.cat([store._rows["x2"], torch.ones(N, 1)], 1)
         torch.testing.assert_close(gram[0], rows.T @ rows, rtol=1e-4, atol=1e-4)
+
+
+def test_states_are_regrouped_where_some_processes_know_no_sample_yet() -> None:
+    """As in the middle of the first pass."""
+    none = {"index": torch.tensor([], dtype=torch.int64)}
+    some = {"index": torch.tensor([5, 1, 2]), "x": torch.tensor([[5.0], [1.0], [2.0]])}
+    assert select([none, none], 0, 3)["index"].tolist() == []
+    for states in ([none, some], [some, none]):
+        mine = select(states, 2, 3)
+        assert (mine["index"].tolist(), mine["x"].tolist()) == ([2, 5], [[2.0], [5.0]])
 
 
 def test_a_loaded_model_resumes(make_trainer: Make, tmp_path: Path) -> None:
