@@ -245,7 +245,8 @@ class Method(ABC):
         if not i and self._pseudoinverse is not None:
             return moments.moment
         lower = self._cholesky(i, moments.gram, ridge)
-        return torch.cholesky_solve(moments.moment.mT, lower).mT
+        half = torch.linalg.solve_triangular(lower.mT, moments.moment, upper=True, left=False)
+        return torch.linalg.solve_triangular(lower, half, upper=False, left=False)
 
     def _cholesky(self, i: int, gram: Tensor, ridge: float) -> Tensor:
         """The factor of gram + ridge I of layer i; that of the input is kept as long as its Gram matrix is."""
