@@ -329,6 +329,10 @@ class Method(ABC):
         self._directions = [v if v is None else v.to(self.device) for v in state["directions"]]
         self._norms = [None] * len(self.chain)
 
+    def begins_anew(self, known: int) -> bool:
+        """Whether all auxiliary variables have to begin anew when a run resumes with those of so many samples."""
+        return False
+
     def partial_sums(self) -> dict[str, Tensor]:
         """What this process has added up of an unfinished iteration."""
         return dict(self._sums)

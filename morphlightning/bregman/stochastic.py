@@ -49,13 +49,15 @@ class Incremental(Lifted):
         inner_x: int = 1,
     ) -> None:
         super().__init__(chain, loss, mu, ridge, tau_x, inner_x)
-        self.size = size
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew with sums over no sample, as all auxiliary variables are lost."""
-        self.seen, self.input_gram = 0, None
+        self.size, self.seen = size, 0
         self._totals: list[Moments] = []
+
+    def begins_anew(self, known: int) -> bool:
+        """Where variables of samples are lost whose shares are in the sums: then these are taken anew, too."""
+        if known == self.seen:
+            return False
+        self.seen, self.input_gram, self._totals = 0, None, []
+        return True
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor) -> Samples:
