@@ -62,8 +62,8 @@ class Badmm(Method):
         tau_z: In (0, 2).
         tau_m: In [0, 2); 0 leaves the multipliers out (a penalty method).
         tau_w: In (0, 2), of the gradient W-step.
-        order: The four blocks, each once. ``"ZXWM"`` needs each u_l once in an iteration, orders with X elsewhere need it
-            twice. ``"xWM"`` sweeps backward through the layers, z before x, for deep networks.
+        order: The four blocks, each once. ``"ZXWM"`` needs each u_l once in an iteration, orders with X elsewhere
+            need it twice. ``"xWM"`` sweeps backward through the layers, z before x, for deep networks.
         z_step: See above.
         x_step: See above; ``auto`` is prox where it has a closed form, else mirror.
         w_step: See above.
