@@ -246,7 +246,8 @@ class Method(ABC):
             return moments.moment
         lower = self._cholesky(i, moments.gram, ridge)
         half = torch.linalg.solve_triangular(lower.mT, moments.moment, upper=True, left=False)
-        return torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        new: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        return new
 
     def _cholesky(self, i: int, gram: Tensor, ridge: float) -> Tensor:
         """The factor of gram + ridge I of layer i; that of the input is kept as long as its Gram matrix is."""

@@ -37,7 +37,8 @@ class LiftedModule(PluginTraining):
             ``morphlightning.bregman.BregmanLoss(activation)``; an object, too, has to be given again.
         optimizer: Component of kind optimizers.
         num_classes: Number of classes, for the accuracy; None where targets are no classes.
-        data_range: Value of white less that of black, for the peak signal-to-noise ratio; None for no images.
+        data_range: Value of white less that of black, where outputs are images (channels, height, width): for the peak
+            signal-to-noise ratio, and figures on the command line. None for no images.
         diagnostics: Components of kind diagnostics.
 
     Raises:
