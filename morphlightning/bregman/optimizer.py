@@ -14,8 +14,8 @@ class LiftedOptimizer(torch.optim.Optimizer):
     """One step is one iteration of a lifted method: ``step(closure)`` runs the closure, which does the iteration.
 
     Its parameters are those of the chain's affine layers; its state is that of the method, which is equal on all
-    processes. Gradients are neither needed nor made. It has no learning rate: the ``lr`` of 1 is for tools that read one,
-    such as Lightning's LearningRateMonitor.
+    processes. Gradients are neither needed nor made. It has no learning rate: the ``lr`` of 1 is for tools that read
+    one, such as Lightning's LearningRateMonitor.
 
     Args:
         method: The method.

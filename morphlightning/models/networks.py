@@ -25,6 +25,9 @@ class MultilayerPerceptron(nn.Sequential):
         out_shape: Shape of one output; None for that of the input.
         activation: Component of kind activations.
 
+    Attributes:
+        in_shape: Shape of one input.
+
     Raises:
         ConfigError: A shape or a width that is not positive.
     """
@@ -43,6 +46,7 @@ class MultilayerPerceptron(nn.Sequential):
                 f"MultilayerPerceptron: in_shape={in_shape}, out_shape={out_shape}, expected sizes in both"
             )
         super().__init__(nn.Flatten())
+        self.in_shape = tuple(in_shape)
         widths = [math.prod(in_shape), *hidden, math.prod(out_shape)]
         for before, after in pairwise(widths):
             if len(self) > 1:
