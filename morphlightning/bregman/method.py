@@ -188,10 +188,8 @@ class Method(ABC):
 
         Where the network's input is the same in every iteration, its Gram matrix is summed but once, by itself.
         """
-        parts, exact = (
-            [x[0].new_full((1,), sign * len(x[0]), dtype=solving_dtype(self.dtype))],
-            solving_dtype(self.dtype),
-        )
+        exact = solving_dtype(self.dtype)
+        parts = [x[0].new_full((1,), sign * len(x[0]), dtype=exact)]
         with full_precision(self.device):
             for i, (layer, inputs, target) in enumerate(zip(self.chain.layers, x, t, strict=True)):
                 inputs, target = inputs.to(exact), target.to(exact)
