@@ -24,6 +24,7 @@ from morphlightning.bregman.method import (
     check_below_two,
     per_layer,
 )
+from morphlightning.bregman.normal_equations import check_finite
 from morphlightning.errors import ConfigError, NotSupportedError
 
 ZStep = Literal["linearized", "gradient", "bregman", "exact"]
@@ -116,12 +117,6 @@ class Badmm(Method):
                 f"the exact Z-step is built for ReLU alone, the network has {', '.join(sorted(others))}; "
                 "set z_step='linearized'"
             )
-        low = [rho for rho in self.rho[:-1] if rho < self.mu and self.tau_z * (self.mu - rho) >= 2 * self.mu]
-        if self.z_step == "linearized" and low:
-            raise ConfigError(
-                f"Badmm: with mu={self.mu}, rho={low[0]} the linearized Z-step descends for tau_z < 2 mu / (mu - rho) "
-                f"= {2 * self.mu / (self.mu - low[0]):.3g}, got {self.tau_z}"
-            )
 
     # ------------------------------------------------------------------------------------------------ an iteration
     @torch.no_grad()
@@ -169,6 +164,7 @@ class Badmm(Method):
 
     def _gradient_step(self, i: int, gram: Tensor, moment: Tensor) -> Tensor:
         rho, ridge, v = self.rho[i], self.ridge[i], self.weights(i)
+        check_finite(gram, self.chain.layers[i].affine.name)
         curvature = rho * torch.linalg.eigvalsh(gram)[:, -1, None, None] + ridge
         new: Tensor = v + self.tau_w / curvature * (rho * (moment - v @ gram) - ridge * v)
         return new
@@ -176,11 +172,14 @@ class Badmm(Method):
     def finish_figures(self, sums: Mapping[str, Tensor], samples: Tensor) -> dict[str, Tensor]:
         """Relative residuals, the largest over the layers.
 
-        primal ||z_l - u_l|| / max(||z_l||, ||u_l||), dual rho ||z_l - z_l before|| / ||m_l||.
+        primal ||z_l - u_l|| / max(||z_l||, ||u_l||), dual rho ||z_l - z_l before|| / max(||m_l||, rho ||z_l||).
         """
         layers = range(len(self.chain))
-        primal = [sums[f"z-u/{i}"] / torch.maximum(sums[f"z/{i}"], sums[f"u/{i}"]) for i in layers]
-        dual = [sums[f"move/{i}"] / sums[f"m/{i}"].clamp_min(1e-300) for i in layers]
+        primal = [sums[f"z-u/{i}"] / torch.maximum(sums[f"z/{i}"], sums[f"u/{i}"]).clamp_min(1e-300) for i in layers]
+        dual = [
+            sums[f"move/{i}"] / torch.maximum(sums[f"m/{i}"], self.rho[i] ** 2 * sums[f"z/{i}"]).clamp_min(1e-300)
+            for i in layers
+        ]
         return {
             "primal_residual": torch.stack(primal).max().sqrt(),
             "dual_residual": torch.stack(dual).max().sqrt(),

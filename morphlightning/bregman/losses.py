@@ -115,6 +115,13 @@ class CrossEntropy(OutputLoss):
                 f"CrossEntropy: the target has shape {tuple(target.shape)} and dtype {target.dtype}; expected class "
                 f"indices (batch,) or probabilities {tuple(output.shape)}"
             )
+        if len(target) != len(output):
+            raise ShapeError(f"CrossEntropy: {len(target)} targets for {len(output)} outputs")
+        if ((target < 0) | (target >= output.shape[1])).any():
+            raise ShapeError(
+                f"CrossEntropy: expected class indices from 0 to {output.shape[1] - 1}, as many as there are outputs, got "
+                f"{int(target.min())} to {int(target.max())}"
+            )
         return F.one_hot(target.long(), output.shape[1]).to(output.dtype)
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
@@ -153,6 +160,11 @@ class BregmanLoss(OutputLoss):
         return self.activation.gradient(y, z)
 
 
+def _is_plain(loss: nn.CrossEntropyLoss) -> bool:
+    """Whether all classes and samples count alike; -100 is no class."""
+    return loss.weight is None and not loss.label_smoothing and loss.ignore_index == -100
+
+
 LOSSES: dict[str, type[OutputLoss]] = {"squared_error": SquaredError, "cross_entropy": CrossEntropy}
 _BY_MEANS = "means over a sample's outputs put the balance of loss and layers off by their number"
 
@@ -167,7 +179,7 @@ def output_loss(loss: Any) -> OutputLoss:
         return loss
     if isinstance(loss, str) and loss in LOSSES:
         return LOSSES[loss]()
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing:
+    if isinstance(loss, nn.CrossEntropyLoss) and _is_plain(loss):
         return CrossEntropy()
     if loss is F.cross_entropy:
         return CrossEntropy()
