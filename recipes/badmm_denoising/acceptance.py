@@ -57,7 +57,7 @@ def conditions(rows: Sequence[Row], last: int) -> list[Condition]:
             if VALIDATION in row.choice.criteria:
                 text = f"{RECOMMENDED} until the PSNR that {row.choice.name} ends with"
                 found.append(Condition(text, "CPU seconds, ratio", each(ours, row, seconds_ratio), 1 / 3))
-        for row in of_families(rows, "Adam, centred", "Adam + wd, centred"):
+        for row in of_families(rows, "Adam centred", "Adam + wd centred"):
             found += not_worse(ours, row, last, last)
     return found
 

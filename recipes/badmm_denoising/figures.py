@@ -19,6 +19,8 @@ from ways import LITERAL, MM, RECOMMENDED, VALIDATION
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 STYLE = {
     "axes.titlesize": 10,
@@ -40,15 +42,15 @@ LINES = {
     "Adam": (SKY, "-"),
     "Adam + wd": (BLUE, "-"),
     "L-BFGS": (GREEN, "-"),
-    "Nesterov, centred": (PURPLE, "--"),
-    "Adam + wd, centred": (BLUE, "--"),
-    "L-BFGS, centred": (GREEN, "--"),
+    "Nesterov centred": (PURPLE, "--"),
+    "Adam + wd centred": (BLUE, "--"),
+    "L-BFGS centred": (GREEN, "--"),
     LITERAL: (ORANGE, "-"),
     MM: ("black", ":"),
     RECOMMENDED: (RED, "-"),
 }
 """What the curves show."""
-PICTURES = ("SGD", "Adam", "Adam + wd", "Adam + wd, centred", "L-BFGS, centred", LITERAL, RECOMMENDED)
+PICTURES = ("SGD", "Adam", "Adam + wd", "Adam + wd centred", "L-BFGS centred", LITERAL, RECOMMENDED)
 """What the pictures show."""
 
 
@@ -89,7 +91,10 @@ def curves(path: Path, rows: Sequence[Row], title: str) -> None:
         axis.set_xscale("log")
         axis.grid(color="#e8e8e8", linewidth=0.6)
         axis.set_axisbelow(True)
+    ticks(axes[1, 0].xaxis, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000))
+    ticks(axes[1, 1].xaxis, (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50))
     axes[0, 0].set_yscale("log")
+    ticks(axes[0, 0].yaxis, (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.5))
     limits(axes[0, 0], [p.train_mse for row in methods for trace in row.traces for p in trace.points[1:]])
     limits(axes[1, 0], [p.psnr for row in methods for trace in row.traces for p in trace.points[1:]])
     axes[0, 0].set_ylabel("training MSE of the forward pass")
@@ -102,6 +107,13 @@ def curves(path: Path, rows: Sequence[Row], title: str) -> None:
     figure.legend(handles, [row.choice.family for row in methods], loc="outside right center", handlelength=2.6)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     save(figure, path)
+
+
+def ticks(axis: Axis, places: Sequence[float]) -> None:
+    """Numbers on a logarithmic axis as people write them."""
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def iteration(point: Point) -> float:

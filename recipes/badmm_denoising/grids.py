@@ -19,6 +19,9 @@ class Score:
     val_psnr: float
     seconds: float
 
+    def __str__(self) -> str:
+        return f"train MSE {self.train_mse:.5f}, validation {self.val_psnr:.2f} dB"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -29,6 +32,7 @@ class Choice:
         way: Its settings.
         criteria: By which it is the best.
         edges: Settings for which a better value may lie outside of what was tried.
+        alone: No other criterion chose another way.
     """
 
     family: str
@@ -41,6 +45,9 @@ class Choice:
     def name(self) -> str:
         """The family's, and the criterion where the other one chose another way."""
         return self.family if self.alone else f"{self.family} (best {self.criteria[0]})"
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.way}"
 
 
 def search(family: Family, score: Callable[[Way], Score]) -> dict[Way, Score]:

@@ -61,7 +61,7 @@ class Report:
 
     def pictures(self, rows: Sequence[Row], noise: float, seed: int, study: Study) -> None:
         held_out = Samples(*(part[study.shown] for part in self.images.task(noise, seed).held_out))
-        blocks = [k for k in (EARLY, study.iterations) if k <= study.iterations]
+        blocks = sorted({min(EARLY, study.iterations), study.iterations})
         title = f"{self.data}, noise {noise:g}: held-out images; PSNR over all of them"
         side = round(self.images.pixels**0.5)
         figures.pictures(self.folder / f"pictures_{noise:g}.png", rows, held_out, side, blocks, title)

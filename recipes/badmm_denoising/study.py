@@ -61,6 +61,8 @@ class Study:
 
                 tried = grids.search(family, score)
                 found = grids.choose(family, tried)
+                for choice in found:
+                    self.console.print(f"noise {noise:g}, {choice}: {tried[choice.way]}", highlight=False)
                 write([row | self.facts for row in grids.rows(noise, family, tried, found)])
                 chosen += found
         return chosen

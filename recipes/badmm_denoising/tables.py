@@ -141,9 +141,7 @@ def acceptance_rows(found: Sequence[Condition], noise: float | None) -> list[dic
 
 def cost(found: Mapping[str, Cost]) -> Table:
     """Cost of an iteration of each method."""
-    table = columns(
-        "Cost of an iteration: CPU time, blocks in turns", "method", ":median ms", ":quartiles", f":times {STEP}"
-    )
+    table = columns("CPU time of an iteration", "method", ":median ms", ":quartiles", f":times {STEP}")
     for name, one in found.items():
         low, high = one.quartiles
         quartiles = f"{1000 * low:.2f} - {1000 * high:.2f}"

@@ -108,7 +108,7 @@ MUS = Axis("mu", (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (1.0, 3.0, 10.0))
 
 def baselines(centred: bool) -> list[Family]:
     """The optimizers of torch; those without axes of weight decay or a schedule know neither."""
-    suffix, both = (", centred" if centred else ""), (TRAIN, VALIDATION)
+    suffix, both = (" centred" if centred else ""), (TRAIN, VALIDATION)
     decay = Axis("weight_decay", DECAYS, (1e-4,))
     sgd = Axis("lr", one_two_five(0.1, 1000), (5.0, 10.0, 20.0))
     nesterov = Axis("lr", one_two_five(0.01, 1000), (2.0, 5.0, 10.0))
@@ -136,17 +136,17 @@ def lifted() -> list[Family]:
     return [
         Family(LITERAL, literal.but(ridge=1e-3, ridge_2=1e-3)),
         Family("BADMM literal + ridge", literal, (RIDGES,)),
-        Family("BADMM, mu 1", ours.but(mu=1.0), (RIDGES,)),
+        Family("BADMM mu 1", ours.but(mu=1.0), (RIDGES,)),
         Family(RECOMMENDED, ours.but(mu=3.0), (RIDGES,)),
-        Family("BADMM, mu tuned", ours, (MUS, RIDGES)),
-        Family("BADMM, mu 3, centred", replace(ours.but(mu=3.0), centred=True), (RIDGES,)),
-        Family("lifted MM, mu 1", without.but(mu=1.0), (RIDGES,)),
+        Family("BADMM mu tuned", ours, (MUS, RIDGES)),
+        Family("BADMM mu 3 centred", replace(ours.but(mu=3.0), centred=True), (RIDGES,)),
+        Family("lifted MM mu 1", without.but(mu=1.0), (RIDGES,)),
         Family(MM, without.but(mu=3.0), (RIDGES,)),
-        Family("lifted MM, mu tuned", without, (MUS, RIDGES)),
+        Family("lifted MM mu tuned", without, (MUS, RIDGES)),
     ]
 
 
-LITERAL, RECOMMENDED, MM = "BADMM literal", "BADMM, mu 3", "lifted MM, mu 3"
+LITERAL, RECOMMENDED, MM = "BADMM literal", "BADMM mu 3", "lifted MM mu 3"
 """Names of what the conditions and the figures look for."""
 
 
