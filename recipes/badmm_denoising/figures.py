@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def curves(path: Path, rows: Sequence[Row], title: str) -> None:
     axes[0, 0].set_ylabel("training MSE of the forward pass")
     axes[1, 0].set_ylabel("held-out PSNR, dB")
     axes[1, 0].set_xlabel("iterations over all training images")
-    axes[1, 1].set_xlabel("CPU seconds of the iterations, one thread")
+    axes[1, 1].set_xlabel("CPU seconds of the iterations")
     handles = [
         Line2D([], [], color=c, linestyle=s, linewidth=1.8) for c, s in (LINES[r.choice.family] for r in methods)
     ]
@@ -133,7 +134,7 @@ def line(axis: Axes, row: Row, band: Band) -> None:
 
 def limits(axis: Axes, values: Sequence[float]) -> None:
     """From the lowest to the highest value but the outliers at one end: a method may start far from the others."""
-    ordered = sorted(values)
+    ordered = sorted(filter(math.isfinite, values))
     low, high = ordered[len(ordered) // 200], ordered[-1 - len(ordered) // 50]
     room = 1.05 if axis.get_yscale() == "log" else 0
     axis.set_ylim((low / room, high * room) if room else (low - 0.3, high + 0.3))

@@ -75,12 +75,11 @@ class Report:
         self.console.print(tables.acceptance(conditions, "Conditions on the cost of an iteration"), "")
 
     def add(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write a table again with more lines, so that an interrupted run leaves what it found."""
         self.lines.setdefault(name, []).extend(lines)
+        tables.write(self.folder / f"{name}.csv", self.lines[name])
 
     def finish(self) -> None:
-        """Write the tables, of an interrupted run too."""
-        for name, lines in self.lines.items():
-            if lines:
-                tables.write(self.folder / f"{name}.csv", lines)
+        """Say where everything lies, and keep what was shown."""
         self.console.print(f"results: {self.folder}", soft_wrap=True)
         self.console.save_text(str(self.folder / "report.txt"))

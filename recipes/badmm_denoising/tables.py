@@ -22,9 +22,9 @@ TARGET = "Adam + wd"
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a new file; a line may lack columns."""
+    """Write lines, of which one may lack columns that another one has."""
     names = dict.fromkeys(name for row in rows for name in row)
-    with open(path, "x", newline="") as file:
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(names))
         writer.writeheader()
         writer.writerows(rows)
