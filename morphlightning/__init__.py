@@ -13,6 +13,7 @@ from morphlightning import vision as _vision
 if TYPE_CHECKING:
     from morphlightning import (
         bouligand,
+        bregman,
         callbacks,
         data,
         errors,
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     )
     from morphlightning.checkpoint_io import SafeCheckpointIO
     from morphlightning.layers import apply_update_heuristics
-    from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+    from morphlightning.models import LiftedModule, MorphologicalAutoencoder, MorphologicalClassifier
 
 __version__ = "0.1.0"
 
 _MODULES = (
     "bouligand",
+    "bregman",
     "callbacks",
     "data",
     "errors",
@@ -46,18 +48,21 @@ _MODULES = (
     "testing",
 )
 _NAMES = {
+    "LiftedModule": "models",
     "MorphologicalAutoencoder": "models",
     "MorphologicalClassifier": "models",
     "SafeCheckpointIO": "checkpoint_io",
     "apply_update_heuristics": "layers",
 }
 __all__ = [
+    "LiftedModule",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
     "SafeCheckpointIO",
     "__version__",
     "apply_update_heuristics",
     "bouligand",
+    "bregman",
     "callbacks",
     "data",
     "errors",

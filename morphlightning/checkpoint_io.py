@@ -20,6 +20,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from morphlightning.errors import CheckpointError
 
+SHARDS = "shards"
+"""Under ``["morphlightning"]["auxiliary"]``, the folder of files that belong to a checkpoint."""
 _FOLDER = 0x10  # the attribute of folders in zip containers
 _PathLike = str | Path
 
@@ -53,8 +55,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            earlier = _shards(target)
             os.replace(temporary, target)
             _sync_folder(target.parent)
+            _remove_folder(earlier)
         except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise CheckpointError(
@@ -63,6 +67,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             _remove(temporary)
+
+    def remove_checkpoint(self, path: _PathLike) -> None:
+        """Remove a checkpoint and the folder of auxiliary variables that belongs to it, if there is one."""
+        shards = None if _is_remote(path) else _shards(Path(path))
+        super().remove_checkpoint(path)
+        _remove_folder(shards)
 
     def load_checkpoint(
         self, path: _PathLike, map_location: Any = None, weights_only: bool | None = None
@@ -144,6 +154,24 @@ def _fault_of_content(file: IO[bytes]) -> str | None:
     if strange:
         return f"the record {strange} is marked as compressed or as a folder, which torch does not write"
     return f"the record {broken} is damaged (its CRC-32 does not match)" if broken else None
+
+
+def _shards(checkpoint: Path) -> Path | None:
+    """The folder of files that belong to a checkpoint."""
+    if not checkpoint.is_file() or _fault(checkpoint):
+        return None
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):  # a checkpoint of somebody else's
+        return None
+    ours = loaded.get("morphlightning") if isinstance(loaded, dict) else None
+    auxiliary = ours.get("auxiliary") if isinstance(ours, dict) else None
+    return Path(auxiliary[SHARDS]) if isinstance(auxiliary, dict) and SHARDS in auxiliary else None
+
+
+def _remove_folder(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_remote(path: _PathLike) -> bool:

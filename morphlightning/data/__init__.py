@@ -2,7 +2,8 @@
 
 Every module serves batches ``(input, target)`` of channel-first float32 images in [0, 1]; the order of training, the
 splits and the noise depend on the seed alone, never on the number of workers or processes, and a run that resumes from
-the middle of an epoch sees exactly the batches it would have seen.
+the middle of an epoch sees exactly the batches it would have seen. Models that keep variables for each sample get
+batches ``(input, target, indices)``, see :class:`OwnedLoader`; :func:`indexed` makes them from any other data.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from morphlightning.data.folder import ImageFolderDenoising
     from morphlightning.data.images import CIFAR10, KMNIST, MNIST, Digits, FashionMNIST
     from morphlightning.data.loader import ResumableLoader
+    from morphlightning.data.owned import OwnedLoader, indexed
 
 _HOMES = {
     "CIFAR10": "images",
@@ -24,7 +26,9 @@ _HOMES = {
     "ImageFolderDenoising": "folder",
     "KMNIST": "images",
     "MNIST": "images",
+    "OwnedLoader": "owned",
     "ResumableLoader": "loader",
+    "indexed": "owned",
 }
 
 __all__ = [
@@ -35,7 +39,9 @@ __all__ = [
     "FashionMNIST",
     "ImageDataModule",
     "ImageFolderDenoising",
+    "OwnedLoader",
     "ResumableLoader",
+    "indexed",
 ]
 
 

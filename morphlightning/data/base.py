@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from morphlightning.data.corruption import TASKS, TRAINING, Corruption, Task
 from morphlightning.data.loader import ResumableLoader
+from morphlightning.data.owned import OwnedLoader
 from morphlightning.data.sets import ImageSet
 from morphlightning.errors import ConfigError, DataError
 
@@ -41,6 +42,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
     full, DistributedSampler repeats up to W - 1 samples). A run resumed from a checkpoint, at an epoch's end or inside
     it, goes on bit for bit.
 
+    Models that own samples get batches ``(input, target, indices)``, without repeated samples, see
+    :class:`OwnedLoader`; where the noise of training is not fixed, it then changes from pass to pass, but never in a
+    full batch.
+
     Args:
         batch_size: Samples of one batch of one process.
         val_fraction: Share of the training data that is set aside for validation, in [0, 1); 0 for none.
@@ -52,6 +57,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fixed_noise: Give a training sample the same noise in every epoch.
         train_size: Use at most so many training samples, chosen by the seed; None for all.
         pin_memory: Let the loaders return page-locked memory, for quicker copies to a CUDA device.
+        passes: How often an epoch goes through the training data; other than 1 only for models that own samples.
 
     Attributes:
         in_shape: Shape (C, H, W) of an image.
@@ -80,6 +86,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fixed_noise: bool = False,
         train_size: int | None = None,
         pin_memory: bool = False,
+        passes: int = 1,
     ) -> None:
         super().__init__()
         # logger=False: a model with a hyperparameter of the same name and another value would stop the Trainer
@@ -92,6 +99,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._check(noise >= 0 and math.isfinite(noise), "noise", noise, "a finite standard deviation, 0 or more")
         self._check(0 <= missing < 1, "missing", missing, "a probability in [0, 1)")
         self._check(train_size is None or train_size >= 1, "train_size", train_size, "None or at least 1")
+        self._check(passes >= 1, "passes", passes, "at least 1")
         self._sets: dict[str, ImageSet | None] = {}
 
     @abstractmethod
@@ -117,15 +125,26 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._sets["test"] = self.test_set()
 
     def train_dataloader(self) -> ResumableLoader[Batch]:
-        """Load the training set in the order of (seed, epoch); stateful, so that a run resumes inside an epoch."""
-        replicas = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
-        return ResumableLoader(
+        """Load the training set in the order of (seed, epoch); stateful, so that a run resumes inside an epoch.
+
+        Where the model that the trainer trains owns samples (its ``owns_samples`` is true), this is an
+        :class:`OwnedLoader`, whose batches carry the samples' indices too.
+
+        Raises:
+            ConfigError: ``passes`` is not 1 and the model owns no samples.
+        """
+        trainer, passes = self.trainer, self.hparams["passes"]
+        owns = trainer is not None and getattr(trainer.lightning_module, "owns_samples", False)
+        self._check(owns or passes == 1, "passes", passes, "1, except for a model that owns samples (lifted training)")
+        settings = self._loader_settings() | ({"passes": passes} if owns else {})
+        if trainer is not None:
+            settings |= {"progress": partial(_progress, trainer), **(trainer.distributed_sampler_kwargs or {})}
+        return (OwnedLoader if owns else ResumableLoader)(
             self._built("train", "fit"),  # type: ignore[arg-type]
             self.hparams["batch_size"],
+            shuffle=True,
             seed=self.hparams["seed"],
-            progress=None if self.trainer is None else partial(_progress, self.trainer),
-            **(replicas or {}),
-            **self._loader_settings(),
+            **settings,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:

@@ -40,6 +40,7 @@ class ImageFolderDenoising(ImageDataModule):
         fixed_noise: Give a training patch the same noise in every epoch.
         train_size: Use at most so many training patches, chosen by the seed; None for all.
         pin_memory: Let the loaders return page-locked memory, for quicker copies to a CUDA device.
+        passes: How often an epoch goes through the data; other than 1 only for models that own samples.
 
     Raises:
         ConfigError: A setting is out of its range; the message names it.
@@ -64,6 +65,7 @@ class ImageFolderDenoising(ImageDataModule):
         fixed_noise: bool = False,
         train_size: int | None = None,
         pin_memory: bool = False,
+        passes: int = 1,
     ) -> None:
         root = str(root)  # checkpoints hold plain values
         val_root = None if val_root is None else str(val_root)
@@ -78,6 +80,7 @@ class ImageFolderDenoising(ImageDataModule):
             fixed_noise=fixed_noise,
             train_size=train_size,
             pin_memory=pin_memory,
+            passes=passes,
         )
         self._check(patch_size >= 1, "patch_size", patch_size, "at least 1")
         self._check(stride is None or stride >= 1, "stride", stride, "None or at least 1")

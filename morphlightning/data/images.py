@@ -99,6 +99,7 @@ class DownloadableDataModule(LabelledDataModule):
         fixed_noise: See there.
         train_size: See there.
         pin_memory: See there.
+        passes: See there.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class DownloadableDataModule(LabelledDataModule):
         fixed_noise: bool = False,
         train_size: int | None = None,
         pin_memory: bool = False,
+        passes: int = 1,
     ) -> None:
         data_dir = str(data_dir)  # checkpoints hold plain values
         super().__init__(
@@ -129,6 +131,7 @@ class DownloadableDataModule(LabelledDataModule):
             fixed_noise=fixed_noise,
             train_size=train_size,
             pin_memory=pin_memory,
+            passes=passes,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import torch
@@ -35,9 +35,12 @@ class EpochSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
-        indices = self.order()[skip:]
+        return iter(self.keys(self.order()[skip:], self.epoch))
+
+    def keys(self, indices: Iterable[int], epoch: int) -> list[Any]:
+        """What the dataset is asked for to get these samples as of an epoch."""
         at_epoch: Callable[[int, int], Any] | None = getattr(self.dataset, "at_epoch", None)
-        return iter(indices) if at_epoch is None else iter([at_epoch(self.epoch, index) for index in indices])
+        return list(indices) if at_epoch is None else [at_epoch(epoch, index) for index in indices]
 
 
 class ResumableLoader(DataLoader[T]):
@@ -78,21 +81,20 @@ class ResumableLoader(DataLoader[T]):
         sampler: Sampler[Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        name = type(self).__name__
         if batch_size < 1:
-            raise ConfigError(f"ResumableLoader: batch_size={batch_size}, expected at least 1")
+            raise ConfigError(f"{name}: batch_size={batch_size}, expected at least 1")
         if isinstance(dataset, Sized) and len(dataset) == 0:
-            raise DataError(f"ResumableLoader: the dataset ({type(dataset).__name__}) is empty; nothing can be trained")
+            raise DataError(f"{name}: the dataset ({type(dataset).__name__}) is empty; nothing can be trained")
         if sampler is not None and not isinstance(sampler, SequentialSampler):
             raise ConfigError(
-                f"ResumableLoader orders the samples itself and cannot take the sampler {type(sampler).__name__}; "
+                f"{name} orders the samples itself and cannot take the sampler {type(sampler).__name__}; "
                 "leave sampler out, or use torch's DataLoader"
             )
         self.seed, self.progress = seed, progress
         self._adopt_group = num_replicas is None
-        self.num_replicas, self.rank = _group() if num_replicas is None else (num_replicas, rank or 0)
-        self._order = EpochSampler(
-            dataset, self.num_replicas, self.rank, shuffle=shuffle and sampler is None, seed=seed
-        )
+        self.num_replicas, self.rank = process_group() if num_replicas is None else (num_replicas, rank or 0)
+        self._order = self._make_order(dataset, batch_size, shuffle and sampler is None)
         kwargs |= {"sampler": self._order, "generator": torch.Generator()}
         self._pending: dict[str, int] | None = None
         self._epoch = self._handed_out = 0
@@ -107,9 +109,8 @@ class ResumableLoader(DataLoader[T]):
             self._order.set_epoch(self.progress()[0])
         self._epoch = self._order.epoch
         self._handed_out = self._batches_to_skip(pending)
-        self._order.skip = self._handed_out * self.batch_size  # type: ignore[operator]
         self.generator.manual_seed(self.seed + self._epoch)
-        for batch in super().__iter__():
+        for batch in self._batches_from(self._handed_out):
             self._handed_out += 1
             yield batch
 
@@ -132,6 +133,14 @@ class ResumableLoader(DataLoader[T]):
         size = self.batch_size or 1
         return self._order.order()[batch_idx * size : (batch_idx + 1) * size]
 
+    def _make_order(self, dataset: Dataset[T], batch_size: int, shuffle: bool) -> EpochSampler:
+        return EpochSampler(dataset, self.num_replicas, self.rank, shuffle=shuffle, seed=self.seed)
+
+    def _batches_from(self, first: int) -> Iterator[Any]:
+        """The batches of the epoch that begins, without those before the first."""
+        self._order.skip = first * (self.batch_size or 1)
+        return super().__iter__()
+
     def _identity(self) -> dict[str, int]:
         """What has to be the same for the k-th batch to be the same."""
         size = len(self.dataset) if isinstance(self.dataset, Sized) else 0
@@ -141,7 +150,9 @@ class ResumableLoader(DataLoader[T]):
         if pending is None or pending["epoch"] != self._order.epoch or pending["batches"] == 0:
             return 0
         mine = self._identity()
-        if changed := [f"{key}: {pending[key]} then, {mine[key]} now" for key in mine if pending[key] != mine[key]]:
+        if changed := [
+            f"{key}: {pending.get(key)} then, {mine[key]} now" for key in mine if pending.get(key) != mine[key]
+        ]:
             raise ConfigError(
                 f"the checkpoint lies in the middle of epoch {pending['epoch']} and the training data are not those "
                 f"it was made with ({'; '.join(changed)}); restore these settings (global_batch_size is batch_size "
@@ -151,15 +162,15 @@ class ResumableLoader(DataLoader[T]):
 
     def _check_group(self) -> None:
         """Refuse a loader that was made before the process group: every process would train on all the data."""
-        size, rank = _group()
+        size, rank = process_group()
         if self._adopt_group and (size, rank) != (self.num_replicas, self.rank):
             raise ConfigError(
-                f"this ResumableLoader was made for process {self.rank} of {self.num_replicas} and runs on process "
-                f"{rank} of {size}; make it inside train_dataloader(), or pass num_replicas and rank"
+                f"this {type(self).__name__} was made for process {self.rank} of {self.num_replicas} and runs on "
+                f"process {rank} of {size}; make it inside train_dataloader(), or pass num_replicas and rank"
             )
 
 
-def _group() -> tuple[int, int]:
+def process_group() -> tuple[int, int]:
     """Size of the process group and rank in it; (1, 0) where there is none."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()

@@ -20,8 +20,16 @@ from morphlightning.interfaces._optimizers import (
     StepStatistics,
     TorchOptimizer,
     TrainerFacts,
+    TrainingData,
 )
-from morphlightning.interfaces._others import Activation, Constrained, Diagnostic, Regularizer, RegularizerContext
+from morphlightning.interfaces._others import (
+    Activation,
+    Constrained,
+    Diagnostic,
+    Proximal,
+    Regularizer,
+    RegularizerContext,
+)
 
 __all__ = [
     "API_VERSION",
@@ -38,6 +46,7 @@ __all__ = [
     "Heuristic",
     "Initializer",
     "Loop",
+    "Proximal",
     "Pulled",
     "Regularizer",
     "RegularizerContext",
@@ -50,4 +59,5 @@ __all__ = [
     "ToWeights",
     "TorchOptimizer",
     "TrainerFacts",
+    "TrainingData",
 ]

@@ -60,3 +60,12 @@ class Constrained(Protocol):
     def project_(self) -> None:
         """Project the parameters onto their set, in place."""
         ...
+
+
+@runtime_checkable
+class Proximal(Protocol):
+    """An activation that is the proximal map of a convex function, and says which; since 1.3."""
+
+    def proximal(self) -> Any:
+        """It as a ``morphlightning.bregman.ProximalActivation``, with the parameters as they are now."""
+        ...

@@ -2,10 +2,12 @@
 
 from morphlightning.models.autoencoder import MorphologicalAutoencoder
 from morphlightning.models.classifier import MorphologicalClassifier
+from morphlightning.models.lifted import LiftedModule
 from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.training import PluginTraining
 
 __all__ = [
+    "LiftedModule",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
     "PluginTraining",

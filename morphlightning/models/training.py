@@ -16,7 +16,7 @@ from torch import Tensor
 import morphlightning
 from morphlightning import pipeline, registry
 from morphlightning.callbacks import missing_callbacks
-from morphlightning.callbacks.random_state import capture, gather_states, restore
+from morphlightning.callbacks.random_state import capture, restore
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import ConfigError, NotSupportedError
 from morphlightning.interfaces import (
@@ -30,9 +30,11 @@ from morphlightning.interfaces import (
     TrainerFacts,
 )
 from morphlightning.layers import MorphLayer, apply_update_heuristics, initialize
+from morphlightning.models import auxiliary
 from morphlightning.models.finite_steps import refused_heuristics
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import build_optimizer, parameter_groups
+from morphlightning.models.passes import ends_pass, training_data
 
 COMPONENTS = {
     "activation": "activations",
@@ -72,13 +74,15 @@ class PluginTraining(L.LightningModule):
         self.data_loss = data_loss
         self.optimizer_component: TorchOptimizer | Loop = registry.build("optimizers", optimizer)
         self.automatic_optimization = not isinstance(self.optimizer_component, Loop)
+        if isinstance(self.optimizer_component, Loop):
+            self.optimizer_component.take_loss(data_loss)
         self.regularizers: dict[str, Regularizer] = {}
         for spec in _several("regularizers", regularizers):
             self.regularizers[_label(spec, self.regularizers)] = registry.build("regularizers", spec)
         self.diagnostics: list[Callback] = [
             registry.build("diagnostics", spec) for spec in _several("diagnostics", diagnostics)
         ]
-        self._auxiliary: list[dict[str, Tensor]] = []
+        self._auxiliary: Any = []
         self._components: list[dict[str, str]] = []
         self._unsaveable: list[str] = []
 
@@ -212,7 +216,14 @@ class PluginTraining(L.LightningModule):
             world_size=trainer.world_size,
             gradient_clip_val=trainer.gradient_clip_val,
             accumulate_grad_batches=trainer.accumulate_grad_batches,
+            callbacks=tuple(type(callback).__name__ for callback in trainer.callbacks),  # type: ignore[attr-defined]
+            regularizers=tuple(self.regularizers),
         )
+
+    @property
+    def owns_samples(self) -> bool:
+        """Whether training data must come with indices, each sample from the same process for ever."""
+        return isinstance(self.optimizer_component, Loop) and self.optimizer_component.owns_samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The plugin's optimizer; constraints are restored after each of its steps."""
@@ -244,14 +255,19 @@ class PluginTraining(L.LightningModule):
         inputs = batch.input
         if not isinstance(self.optimizer_component, Loop):
             return self.loss(self(inputs), batch.target, inputs)
-        context = LoopContext(self, inputs)
+        context = LoopContext(self, inputs, ends_pass(self.trainer, batch_idx))
         logged = self.optimizer_component.step(batch, context)
-        if context.steps != 1:
+        due = int(context.ends_pass or not self.optimizer_component.steps_once_a_pass)
+        if context.steps != due:
+            when = "once" if due else "in the last batch of a pass alone"
             raise ConfigError(
                 f"{type(self.optimizer_component).__name__}.step called context.step {context.steps} times in one "
-                "iteration; it must be called exactly once, or global_step and checkpoints go wrong"
+                f"iteration; it must be called exactly {when}, or global_step and checkpoints go wrong"
             )
-        self.log_dict({f"train/{k}": v.detach() for k, v in logged.items() if k != "loss"}, batch_size=len(inputs))
+        for name, value in logged.items():
+            if name != "loss" or not context.logged_loss:
+                shown = name in ("loss", "primal_residual")
+                self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(inputs))
         return None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -273,7 +289,7 @@ class PluginTraining(L.LightningModule):
             raise ConfigError("this model cannot be saved:\n  - " + "\n  - ".join(self._unsaveable))
         saved: dict[str, Any] = {"version": morphlightning.__version__, "components": self._components}
         if isinstance(self.optimizer_component, Loop):
-            saved["auxiliary"] = gather_states(self.trainer, self.optimizer_component.aux_state())
+            saved["auxiliary"] = auxiliary.save(self.trainer, self.optimizer_component)
         checkpoint["morphlightning"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,16 +297,14 @@ class PluginTraining(L.LightningModule):
         self._auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary", [])
 
     def on_train_start(self) -> None:
-        """Restore the loop's auxiliary state, each process its own."""
-        states, self._auxiliary = self._auxiliary, []
-        if not any(states) or not isinstance(self.optimizer_component, Loop):
-            return
-        if len(states) != self.trainer.world_size:
-            raise ConfigError(
-                f"the checkpoint holds the state of {type(self.optimizer_component).__name__} for {len(states)} "
-                f"processes, this run has {self.trainer.world_size}; resume with as many processes as before"
+        """Let the loop look at the training data, and restore its auxiliary state."""
+        saved, self._auxiliary = self._auxiliary, []
+        if isinstance(self.optimizer_component, Loop):
+            loop = self.optimizer_component
+            _refuse(
+                type(loop).__name__, loop.refuse_data(training_data(self.trainer, loop.owns_samples)), "on these data"
             )
-        self.optimizer_component.load_aux_state(states[self.trainer.global_rank])
+            auxiliary.load(self.trainer, loop, saved)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
@@ -310,9 +324,9 @@ class PluginTraining(L.LightningModule):
 class LoopContext:
     """What a loop may use during one iteration of a :class:`PluginTraining`; see interfaces.StepContext."""
 
-    def __init__(self, module: PluginTraining, inputs: Tensor) -> None:
-        self._module, self._inputs = module, inputs
-        self.steps = 0
+    def __init__(self, module: PluginTraining, inputs: Tensor, ends_pass: bool) -> None:
+        self._module, self._inputs, self.ends_pass = module, inputs, ends_pass
+        self.steps, self.logged_loss = 0, False
 
     def forward(self, input: Tensor) -> Tensor:
         """The network's output."""
@@ -320,7 +334,8 @@ class LoopContext:
         return output
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Data loss plus regularizers."""
+        """Data loss plus regularizers, logged."""
+        self.logged_loss = True
         return self._module.loss(output, target, self._inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -347,9 +362,9 @@ class LoopContext:
         return result
 
 
-def _refuse(what: str, reasons: Sequence[str]) -> None:
+def _refuse(what: str, reasons: Sequence[str], where: str = "under these settings") -> None:
     if reasons:
-        raise NotSupportedError(f"{what} cannot train under these settings:\n  - " + "\n  - ".join(reasons))
+        raise NotSupportedError(f"{what} cannot train {where}:\n  - " + "\n  - ".join(reasons))
 
 
 def _several(name: str, specs: Sequence[Spec]) -> Sequence[Spec]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from morphlightning.bregman import Spline
 from morphlightning.functional import linear_spline
 from morphlightning.interfaces import API_VERSION
 
@@ -62,3 +63,7 @@ class LinearSpline(nn.Module):
         """Shape and dtype of x; computed at least in float32."""
         values = self.values[0] if self.channels is None else self.values
         return linear_spline(x, values, (-self.limit, self.limit), channel_dim=self.channel_dim)
+
+    def proximal(self) -> Spline:
+        """It as a proximal activation; NotSupportedError unless all slopes lie in [0, 1]."""
+        return Spline(self.values[0] if self.channels is None else self.values, self.limit, self.channel_dim)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from morphlightning.bregman import SoftShrink
 from morphlightning.interfaces import API_VERSION
 
 
@@ -49,6 +50,12 @@ class SoftThreshold(nn.Module):
         if self.channels is not None:
             t = t.view(-1, *(1,) * (x.ndim - 1 - self.channel_dim % x.ndim))
         return F.relu(x - t) - F.relu(-x - t)
+
+    def proximal(self) -> SoftShrink:
+        """It as a proximal activation."""
+        if self.channels is None:
+            return SoftShrink(float(self.threshold.detach()))
+        return SoftShrink(self.threshold, self.channel_dim)
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -1,0 +1,232 @@
+"""Affine layers as lifted training sees them: a map, its adjoint, its norm, and the normal equations of its weights.
+
+With the rows a of its design matrix (the inputs of a linear layer, the patches of a convolution, each with a 1 appended
+where there is a bias), an affine layer is u = a V^T, V = [W, b]. Least squares for V needs the Gram matrix sum a^T a
+and the moment sum t^T a of a target t alone, both sums over samples, so that they add up over batches and processes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+UNFOLDED = 2**24
+"""At most so many numbers of unfolded patches exist at once."""
+
+
+class Affine(ABC):
+    """One affine layer of a chain, with the reshapes (Flatten, Unflatten) that stand before it.
+
+    Weights are handled as V (groups, out / groups, d), with the bias as the last of the d columns; groups is 1 but for
+    grouped convolutions.
+
+    Attributes:
+        name: Where the layer stands in the network.
+        module: The layer itself; its parameters are read anew at each use.
+    """
+
+    def __init__(self, name: str, module: nn.Linear | nn.Conv2d, reshapes: Sequence[nn.Module]) -> None:
+        self.name, self.module, self._reshapes = name, module, tuple(reshapes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map inputs x to u = a V^T, in the dtype of the weights; where autocast is on, rounded by it."""
+        u: Tensor = self.module(self.reshaped(x))
+        return u.to(self.module.weight.dtype)
+
+    def reshaped(self, x: Tensor) -> Tensor:
+        """Bring x into the shape that the layer takes."""
+        for module in self._reshapes:
+            x = module(x)
+        return x
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the design matrix has a column of ones."""
+        return self.module.bias is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(groups, out / groups, d)."""
+        weight, groups = self.module.weight, getattr(self.module, "groups", 1)
+        return groups, len(weight) // groups, math.prod(weight.shape[1:]) + self.has_bias
+
+    @abstractmethod
+    def adjoint(self, r: Tensor, like: Tensor) -> Tensor:
+        """W^T r, in the shape of the inputs ``like``."""
+
+    @abstractmethod
+    def gram(self, x: Tensor) -> Tensor:
+        """Sum of a^T a over samples and positions, (groups, d, d)."""
+
+    @abstractmethod
+    def moment(self, x: Tensor, t: Tensor) -> Tensor:
+        """Sum of t^T a, (groups, out / groups, d)."""
+
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """V, a copy."""
+
+    @abstractmethod
+    def assign(self, weights: Tensor) -> None:
+        """Write V into the layer's parameters."""
+
+    @abstractmethod
+    def start_vector(self, x: Tensor) -> Tensor:
+        """A unit vector of the layer's input space for one sample, the same on every process."""
+
+    @abstractmethod
+    def normal_map(self, v: Tensor) -> Tensor:
+        """W^T W v for one vector of the input space."""
+
+
+def affine(name: str, module: nn.Linear | nn.Conv2d, reshapes: Sequence[nn.Module] = ()) -> Affine:
+    """The affine layer of a module."""
+    if isinstance(module, nn.Linear):
+        return Dense(name, module, reshapes)
+    return Convolution(name, module, reshapes)
+
+
+class Dense(Affine):
+    """A linear layer; further axes between batch and features count as samples."""
+
+    def adjoint(self, r: Tensor, like: Tensor) -> Tensor:
+        """As the base, r W."""
+        return (r @ self.module.weight).to(r.dtype).reshape(like.shape)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """As the base, (1, d, d)."""
+        a = self.reshaped(x).flatten(0, -2)
+        inner = a.mT @ a
+        if not self.has_bias:
+            return inner[None]
+        sums = a.sum(0)
+        gram = a.new_empty(len(sums) + 1, len(sums) + 1)
+        gram[:-1, :-1], gram[-1, :-1], gram[:-1, -1], gram[-1, -1] = inner, sums, sums, len(a)
+        return gram[None]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The design matrix (samples, d), a copy where there is a bias."""
+        a = self.reshaped(x).flatten(0, -2)
+        return torch.cat([a, a.new_ones(len(a), 1)], 1) if self.has_bias else a
+
+    def moment(self, x: Tensor, t: Tensor) -> Tensor:
+        """As the base, (1, out, d)."""
+        a, t = self.reshaped(x).flatten(0, -2), t.flatten(0, -2)
+        moment = a.new_empty(t.shape[1], a.shape[1] + self.has_bias)
+        torch.mm(t.mT, a, out=moment[:, : a.shape[1]])
+        if self.has_bias:
+            moment[:, -1] = t.sum(0)
+        return moment[None]
+
+    def weights(self) -> Tensor:
+        """As the base, (1, out, d)."""
+        weight, bias = self.module.weight.detach(), self.module.bias
+        return (weight.clone() if bias is None else torch.cat([weight, bias.detach()[:, None]], 1))[None]
+
+    def assign(self, weights: Tensor) -> None:
+        """As the base."""
+        v = weights[0]
+        self.module.weight.data.copy_(v[:, :-1] if self.has_bias else v)
+        if self.module.bias is not None:
+            self.module.bias.data.copy_(v[:, -1])
+
+    def start_vector(self, x: Tensor) -> Tensor:
+        """Constant: any fixed vector will do that no rank draws for itself."""
+        size = self.module.weight.shape[1]
+        return self.module.weight.new_full((size,), 1 / math.sqrt(size))
+
+    def normal_map(self, v: Tensor) -> Tensor:
+        """As the base."""
+        weight = self.module.weight
+        return weight.mT @ (weight @ v)
+
+
+class Convolution(Affine):
+    """A two-dimensional convolution with zero padding; positions count as samples of the least-squares problem."""
+
+    module: nn.Conv2d
+
+    def __init__(self, name: str, module: nn.Conv2d, reshapes: Sequence[nn.Module]) -> None:
+        super().__init__(name, module, reshapes)
+        self._geometry = (module.stride, paddings(module), module.dilation, module.groups)
+
+    def adjoint(self, r: Tensor, like: Tensor) -> Tensor:
+        """The transposed convolution of r."""
+        shape = list(self.reshaped(like[:1]).shape)
+        back: Tensor = conv2d_input([len(r), *shape[1:]], self.module.weight, r, *self._geometry)
+        return back.reshape(like.shape)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """As the base, with the patches of a few samples at a time."""
+        x = self.reshaped(x)
+        groups, _, size = self.shape
+        gram = x.new_zeros(groups, size, size)
+        each = max(1, UNFOLDED // (x[:1].numel() * math.prod(self.module.kernel_size)))
+        for part in x.split(each):
+            patches = self._patches(part)
+            gram += torch.einsum("ngkp,nglp->gkl", patches, patches)
+        return gram
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(batch, groups, d, positions), with a row of ones where there is a bias."""
+        stride, padding, dilation, groups = self._geometry
+        patches = F.unfold(x, self.module.kernel_size, dilation, padding, stride).unflatten(1, (groups, -1))
+        return torch.cat([patches, torch.ones_like(patches[:, :, :1])], 2) if self.has_bias else patches
+
+    def moment(self, x: Tensor, t: Tensor) -> Tensor:
+        """The gradient of a convolution in its weights, with the sum over positions for the bias."""
+        shape = list(self.module.weight.shape)
+        inner = self._by_group(conv2d_weight(self.reshaped(x), shape, t, *self._geometry))
+        return torch.cat([inner, self._by_group(t.sum((0, 2, 3)))], 2) if self.has_bias else inner
+
+    def _by_group(self, parameter: Tensor) -> Tensor:
+        """(out, ...) as (groups, out / groups, ...)."""
+        groups = self.module.groups
+        return parameter.detach().reshape(groups, len(parameter) // groups, -1)
+
+    def weights(self) -> Tensor:
+        """As the base."""
+        weight, bias = self._by_group(self.module.weight), self.module.bias
+        return weight.clone() if bias is None else torch.cat([weight, self._by_group(bias)], 2)
+
+    def assign(self, weights: Tensor) -> None:
+        """As the base."""
+        v = weights[..., :-1] if self.has_bias else weights
+        self.module.weight.data.copy_(v.reshape(self.module.weight.shape))
+        if self.module.bias is not None:
+            self.module.bias.data.copy_(weights[..., -1].flatten())
+
+    def start_vector(self, x: Tensor) -> Tensor:
+        """Constant, in the shape of one input."""
+        one = self.reshaped(x[:1])
+        return self.module.weight.new_full(one.shape, 1 / math.sqrt(one.numel()))
+
+    def normal_map(self, v: Tensor) -> Tensor:
+        """As the base, by a convolution and its transpose."""
+        weight = self.module.weight
+        image = F.conv2d(v, weight, None, *self._geometry)
+        back: Tensor = conv2d_input(list(v.shape), weight, image, *self._geometry)
+        return back
+
+
+def paddings(module: nn.Conv2d) -> tuple[int, int]:
+    """Zeros at each side, vertical and horizontal.
+
+    Raises:
+        ValueError: ``padding="same"`` that is not the same on both sides.
+    """
+    if not isinstance(module.padding, str):
+        vertical, horizontal = module.padding
+        return int(vertical), int(horizontal)
+    if module.padding == "valid":
+        return 0, 0
+    total = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    if any(amount % 2 for amount in total):
+        raise ValueError('padding="same" with an even kernel pads one side more than the other')
+    return total[0] // 2, total[1] // 2

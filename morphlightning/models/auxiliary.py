@@ -1,0 +1,92 @@
+"""Where checkpoints keep the state that belongs to samples: in themselves, in a file of each process, or nowhere."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from torch import Tensor
+
+from morphlightning.checkpoint_io import SHARDS, SafeCheckpointIO
+from morphlightning.errors import CheckpointError, ConfigError
+from morphlightning.interfaces import Loop
+
+State = Mapping[str, Tensor]
+FOLDER = "auxiliaries"
+
+
+def save(trainer: L.Trainer, loop: Loop) -> Any:
+    """What a checkpoint holds of the loop's auxiliary state; to be called on every process."""
+    if loop.aux_policy == "none":
+        return []
+    alone = trainer.world_size == 1 or (trainer.interrupted and not trainer.received_sigterm)
+    if loop.aux_policy == "shards":
+        return _write_shard(trainer, loop.aux_state(), alone)
+    return [loop.aux_state()] if alone else _gather(trainer, loop.aux_state())
+
+
+def load(trainer: L.Trainer, loop: Loop, saved: Any) -> None:
+    """Give a loop what ``save`` returned, for this process of perhaps another number of them.
+
+    Raises:
+        ConfigError: The number of processes has changed, and the loop cannot regroup its state.
+        CheckpointError: A file of a process is missing or damaged.
+    """
+    if not saved or (isinstance(saved, list) and not any(saved)):
+        return
+    rank, world = trainer.global_rank, trainer.world_size
+    count = saved["processes"] if isinstance(saved, dict) else len(saved)
+    if count == world:
+        loop.load_aux_state(_state_of(trainer, saved, rank))
+        return
+    states = [_state_of(trainer, saved, number) for number in range(count)]
+    mine = loop.regroup_aux_states(states, rank, world)
+    if mine is None:
+        raise ConfigError(
+            f"the checkpoint holds the state of {type(loop).__name__} for {count} processes, this run has {world}; "
+            "resume with as many processes as before"
+        )
+    loop.load_aux_state(mine)
+
+
+def _gather(trainer: L.Trainer, state: State) -> Sequence[State | None]:
+    """The states of all processes on process 0, which writes the checkpoint; nothing on the others."""
+    states: list[Any] = [None] * trainer.world_size
+    dist.gather_object(dict(state), states if trainer.is_global_zero else None)
+    return states
+
+
+def _write_shard(trainer: L.Trainer, state: State, alone: bool) -> dict[str, Any]:
+    """Write this process's file, before the checkpoint that names it is written."""
+    root, token = Path(trainer.log_dir or trainer.default_root_dir), secrets.token_hex(4)
+    token = token if alone else trainer.strategy.broadcast(token)
+    folder = (root / FOLDER / f"step={trainer.global_step}-{token}").resolve()
+    SafeCheckpointIO().save_checkpoint(dict(state), _shard(folder, 0 if alone else trainer.global_rank))
+    if not alone:
+        trainer.strategy.barrier()
+    return {SHARDS: str(folder), "processes": 1 if alone else trainer.world_size}
+
+
+def _shard(folder: Path, rank: int) -> Path:
+    return folder / f"rank={rank}.ckpt"
+
+
+def _state_of(trainer: L.Trainer, saved: Any, rank: int) -> State:
+    if not isinstance(saved, dict):
+        state: State = saved[rank]
+        return state
+    stored = Path(saved[SHARDS])
+    parents = Path(str(trainer.ckpt_path)).resolve().parents
+    places = [stored, *(parent / FOLDER / stored.name for parent in list(parents)[:3])]
+    folder = next((place for place in places if _shard(place, rank).exists()), None)
+    if folder is None:
+        raise CheckpointError(
+            f"the auxiliary variables of process {rank} are not there: looked for {_shard(stored, rank).name} in "
+            f"{', '.join(map(str, places))}. Put the folder {stored.name} back, in a folder {FOLDER} beside "
+            "the checkpoint"
+        )
+    return SafeCheckpointIO().load_checkpoint(_shard(folder, rank))
