@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from cost import STEP, Cost
 from harness import Trace
 from study import Row
-from ways import LITERAL, RECOMMENDED, VALIDATION
+from ways import LITERAL, RECOMMENDED, TRAIN, VALIDATION
 
 EARLY = 50
+MSE = "train MSE, ratio"
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,31 @@ class Condition:
 
 def conditions(rows: Sequence[Row], last: int) -> list[Condition]:
     """Those about errors and seconds, as far as what they are about was run."""
-    literal, ours = (next((row for row in rows if row.choice.family == name), None) for name in (LITERAL, RECOMMENDED))
+    literal, ours = winner(rows, LITERAL, VALIDATION), winner(rows, RECOMMENDED, VALIDATION)
+    fitted = winner(rows, RECOMMENDED, TRAIN)
     found: list[Condition] = []
     if literal:
         for row in of_families(rows, "SGD", "Adam"):
             text = f"{LITERAL} after {last} iterations against {row.choice.name}"
-            found.append(Condition(text, "train MSE, ratio", each(literal, row, mse_ratio(last, last)), 0.7))
+            found.append(Condition(text, MSE, each(literal, row, mse_ratio(last, last)), 0.7))
     if ours:
         for row in of_families(rows, "Adam + wd"):
             found += not_worse(ours, row, min(EARLY, last), last)
         for row in of_families(rows, "Adam + wd"):
             if VALIDATION in row.choice.criteria:
-                text = f"{RECOMMENDED} until the PSNR that {row.choice.name} ends with"
+                text = f"{ours.choice.name} until the PSNR that {row.choice.name} ends with"
                 found.append(Condition(text, "CPU seconds, ratio", each(ours, row, seconds_ratio), 1 / 3))
         for row in of_families(rows, "Adam centred", "Adam + wd centred"):
             found += not_worse(ours, row, last, last)
+            if fitted and fitted is not ours and TRAIN in row.choice.criteria:
+                text = f"{fitted.choice.name} after {last} iterations against {row.choice.name}"
+                found.append(Condition(text, MSE, each(fitted, row, mse_ratio(last, last)), 1.0))
     return found
+
+
+def winner(rows: Sequence[Row], family: str, criterion: str) -> Row | None:
+    """The row of a family that a criterion chose."""
+    return next((r for r in rows if r.choice.family == family and criterion in r.choice.criteria), None)
 
 
 def of_families(rows: Sequence[Row], *names: str) -> Iterator[Row]:
@@ -75,7 +85,7 @@ def not_worse(ours: Row, other: Row, early: int, last: int) -> list[Condition]:
     """Ours after ``early`` iterations has no larger error and no lower PSNR than the other one at the end."""
     text = f"{ours.choice.name} after {early} iterations against {other.choice.name} after {last}"
     return [
-        Condition(text, "train MSE, ratio", each(ours, other, mse_ratio(early, last)), 1.0),
+        Condition(text, MSE, each(ours, other, mse_ratio(early, last)), 1.0),
         Condition(text, "PSNR, dB above", each(ours, other, psnr_above(early, last)), 0.0, at_most=False),
     ]
 

@@ -20,7 +20,8 @@ COSTED = {
     STEP: Way.of("adam", lr=1e-3, schedule="constant", weight_decay=0.0),
     "Adam + wd": Way.of("adam", lr=1e-3, schedule="constant", weight_decay=1e-4),
     "L-BFGS": Way.of("lbfgs", weight_decay=1e-4),
-    "BADMM": Way.of("badmm", order="XZWM", mu=3.0, tau_x=1.9, ridge=100.0),
+    "BADMM": Way.of("badmm", order="ZXWM", mu=3.0, tau_x=1.9, ridge=100.0),
+    "BADMM XZWM": Way.of("badmm", order="XZWM", mu=3.0, tau_x=1.9, ridge=100.0),
     "lifted MM": Way.of("mm", mu=3.0, tau_x=1.9, ridge=100.0),
 }
 NOISE = 0.3

@@ -102,7 +102,9 @@ def one_two_five(low: float, high: float) -> tuple[float, ...]:
 
 DECAYS = (0.0, *one_two_five(1e-6, 1e-2))
 SCHEDULES = Axis("schedule", ("constant", "cosine"), ("constant",))
-RIDGES = Axis("ridge", (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0), (10.0, 30.0, 100.0, 300.0))
+RIDGES = Axis(
+    "ridge", (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0), (10.0, 30.0, 100.0, 300.0)
+)
 MUS = Axis("mu", (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (1.0, 3.0, 10.0))
 
 
@@ -131,17 +133,19 @@ def baselines(centred: bool) -> list[Family]:
 def lifted() -> list[Family]:
     """The lifted methods: the poster's, ours step by step, and those without multipliers."""
     literal = Way.of("badmm", order="ZWXM", mu=1.0, tau_x=1.0)
-    ours = Way.of("badmm", order="XZWM", tau_x=1.9)
+    ours = Way.of("badmm", order="ZXWM", tau_x=1.9)
     without = Way.of("mm", tau_x=1.9)
+    both = (TRAIN, VALIDATION)
     return [
         Family(LITERAL, literal.but(ridge=1e-3, ridge_2=1e-3)),
         Family("BADMM literal + ridge", literal, (RIDGES,)),
         Family("BADMM mu 1", ours.but(mu=1.0), (RIDGES,)),
-        Family(RECOMMENDED, ours.but(mu=3.0), (RIDGES,)),
-        Family("BADMM mu tuned", ours, (MUS, RIDGES)),
+        Family(RECOMMENDED, ours.but(mu=3.0), (RIDGES,), both),
+        Family("BADMM mu 3 XZWM", ours.but(mu=3.0, order="XZWM"), (RIDGES,)),
         Family("BADMM mu 3 centred", replace(ours.but(mu=3.0), centred=True), (RIDGES,)),
+        Family("BADMM mu tuned", ours, (MUS, RIDGES)),
         Family("lifted MM mu 1", without.but(mu=1.0), (RIDGES,)),
-        Family(MM, without.but(mu=3.0), (RIDGES,)),
+        Family(MM, without.but(mu=3.0), (RIDGES,), both),
         Family("lifted MM mu tuned", without, (MUS, RIDGES)),
     ]
 

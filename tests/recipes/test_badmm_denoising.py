@@ -295,18 +295,19 @@ def test_missing_files_are_named(module, monkeypatch, tmp_path):
 
 
 def test_quick_run_writes_tables_and_figures(tmp_path):
-    done = recipe("--quick", "--iterations", 4, "--seeds", 0, 1, "--results", tmp_path / "first")
+    some = "adam", "lbfgs", "badmm", "mm"
+    done = recipe("--quick", "--iterations", 4, "--seeds", 0, 1, "--methods", *some, "--results", tmp_path)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "first").iterdir()
+    (folder,) = tmp_path.iterdir()
     points, curves = table(folder / "grid.csv"), table(folder / "curves.csv")
     summary, acceptance = table(folder / "summary.csv"), table(folder / "acceptance.csv")
     families = {point["family"] for point in points}
-    assert len(families) == 10 + 9
+    assert len(families) == 6 + 10
     assert all(sum(bool(p["best"]) for p in points if p["family"] == name) in (1, 2) for name in families)
     assert {line["method"] for line in curves} == {line["method"] for line in summary}
     assert len(curves) == 2 * 5 * len(summary)  # seeds, iterations 0 to 4
     assert {line["number"] for line in acceptance} >= {"train MSE, ratio", "PSNR, dB above", "CPU time, ratio"}
-    assert len(table(folder / "cost.csv")) == 6 * 3
+    assert len(table(folder / "cost.csv")) == 7 * 3
     for figure in ("curves_0.3.png", "pictures_0.3.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
     assert "Conditions at noise 0.3" in (folder / "report.txt").read_text()
