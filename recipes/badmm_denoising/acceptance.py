@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cost import STEP, Cost
 from harness import Trace
 from study import Row
-from ways import LITERAL, RECOMMENDED, TRAIN, VALIDATION
+from ways import LITERAL, RECOMMENDED, TRAIN, TUNED, VALIDATION
 
 EARLY = 50
 MSE = "train MSE, ratio"
@@ -44,26 +44,36 @@ class Condition:
 
 
 def conditions(rows: Sequence[Row], last: int) -> list[Condition]:
-    """Those about errors and seconds, as far as what they are about was run."""
+    """Those about errors and seconds, as far as what they are about was run.
+
+    What is recommended is compared with all winners, by both numbers; what was tuned, with those that the same number
+    chose, by that number.
+    """
     literal, ours = winner(rows, LITERAL, VALIDATION), winner(rows, RECOMMENDED, VALIDATION)
-    fitted = winner(rows, RECOMMENDED, TRAIN)
     found: list[Condition] = []
     if literal:
         for row in of_families(rows, "SGD", "Adam"):
-            text = f"{LITERAL} after {last} iterations against {row.choice.name}"
-            found.append(Condition(text, MSE, each(literal, row, mse_ratio(last, last)), 0.7))
-    if ours:
-        for row in of_families(rows, "Adam + wd"):
-            found += not_worse(ours, row, min(EARLY, last), last)
-        for row in of_families(rows, "Adam + wd"):
-            if VALIDATION in row.choice.criteria:
-                text = f"{ours.choice.name} until the PSNR that {row.choice.name} ends with"
-                found.append(Condition(text, "CPU seconds, ratio", each(ours, row, seconds_ratio), 1 / 3))
-        for row in of_families(rows, "Adam centred", "Adam + wd centred"):
-            found += not_worse(ours, row, last, last)
-            if fitted and fitted is not ours and TRAIN in row.choice.criteria:
-                text = f"{fitted.choice.name} after {last} iterations against {row.choice.name}"
-                found.append(Condition(text, MSE, each(fitted, row, mse_ratio(last, last)), 1.0))
+            found.append(smaller_mse(literal, row, last, last, 0.7))
+    for other, iterations in (("Adam + wd", min(EARLY, last)), ("Adam centred", last), ("Adam + wd centred", last)):
+        for row in of_families(rows, other):
+            if ours:
+                found += [smaller_mse(ours, row, iterations, last), larger_psnr(ours, row, iterations, last)]
+        found += like_with_like(rows, other, iterations, last)
+    adam = winner(rows, "Adam + wd", VALIDATION)
+    for row in (ours, winner(rows, TUNED, VALIDATION)):
+        if row and adam:
+            text = f"{row.choice.name} until the PSNR that {adam.choice.name} ends with"
+            found.append(Condition(text, "CPU seconds, ratio", each(row, adam, seconds_ratio), 1 / 3))
+    return found
+
+
+def like_with_like(rows: Sequence[Row], other: str, early: int, last: int) -> list[Condition]:
+    """What was tuned by a number after ``early`` iterations is not worse by it than another family at the end."""
+    found = []
+    for criterion, compare in ((TRAIN, smaller_mse), (VALIDATION, larger_psnr)):
+        ours, theirs = winner(rows, TUNED, criterion), winner(rows, other, criterion)
+        if ours and theirs:
+            found.append(compare(ours, theirs, early, last))
     return found
 
 
@@ -81,13 +91,19 @@ def each(a: Row, b: Row, compare: Callable[[Trace, Trace], float]) -> tuple[floa
     return tuple(compare(first, second) for first, second in zip(a.traces, b.traces, strict=True))
 
 
-def not_worse(ours: Row, other: Row, early: int, last: int) -> list[Condition]:
-    """Ours after ``early`` iterations has no larger error and no lower PSNR than the other one at the end."""
-    text = f"{ours.choice.name} after {early} iterations against {other.choice.name} after {last}"
-    return [
-        Condition(text, MSE, each(ours, other, mse_ratio(early, last)), 1.0),
-        Condition(text, "PSNR, dB above", each(ours, other, psnr_above(early, last)), 0.0, at_most=False),
-    ]
+def smaller_mse(ours: Row, other: Row, early: int, last: int, limit: float = 1.0) -> Condition:
+    """Ours after ``early`` iterations against the other one at the end."""
+    return Condition(against(ours, other, early, last), MSE, each(ours, other, mse_ratio(early, last)), limit)
+
+
+def larger_psnr(ours: Row, other: Row, early: int, last: int) -> Condition:
+    """Ours after ``early`` iterations against the other one at the end."""
+    measured = each(ours, other, psnr_above(early, last))
+    return Condition(against(ours, other, early, last), "PSNR, dB above", measured, 0.0, at_most=False)
+
+
+def against(ours: Row, other: Row, early: int, last: int) -> str:
+    return f"{ours.choice.name} after {early} against {other.choice.name} after {last}"
 
 
 def mse_ratio(first: int, second: int) -> Callable[[Trace, Trace], float]:

@@ -15,7 +15,7 @@ from images import Samples
 from matplotlib.lines import Line2D
 from study import Row
 from torch import Tensor
-from ways import LITERAL, MM, RECOMMENDED, VALIDATION
+from ways import LITERAL, MM, RECOMMENDED, TUNED, VALIDATION
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -48,10 +48,11 @@ LINES = {
     "L-BFGS centred": (GREEN, "--"),
     LITERAL: (ORANGE, "-"),
     MM: ("black", ":"),
+    TUNED: (RED, ":"),
     RECOMMENDED: (RED, "-"),
 }
 """What the curves show."""
-PICTURES = ("SGD", "Adam", "Adam + wd", "Adam + wd centred", "L-BFGS centred", LITERAL, RECOMMENDED)
+PICTURES = ("SGD", "Adam", "Adam + wd", "Adam + wd centred", "L-BFGS centred", LITERAL, RECOMMENDED, TUNED)
 """What the pictures show."""
 
 

@@ -269,6 +269,8 @@ def test_conditions_compare_seed_by_seed(module):
     assert psnr.measured == (0.5, -3.0)
     assert seconds.measured == (0.2, 5.0)  # the second: from 8.0 dB on, 10 s against 2 s
     assert [condition.holds for condition in (mse, psnr, seconds)] == [False] * 3
+    tuned = [row("Adam + wd", slow), row(ways.TUNED, fast)]
+    assert [condition.holds for condition in acceptance.conditions(tuned, 100)] == [True] * 3
     (better,) = acceptance.conditions([row("SGD", slow), row(ways.LITERAL, fast)], 100)
     assert (better.measured, better.holds) == ((0.5,), True)
 
@@ -302,7 +304,7 @@ def test_quick_run_writes_tables_and_figures(tmp_path):
     points, curves = table(folder / "grid.csv"), table(folder / "curves.csv")
     summary, acceptance = table(folder / "summary.csv"), table(folder / "acceptance.csv")
     families = {point["family"] for point in points}
-    assert len(families) == 6 + 10
+    assert len(families) == 6 + 12
     assert all(sum(bool(p["best"]) for p in points if p["family"] == name) in (1, 2) for name in families)
     assert {line["method"] for line in curves} == {line["method"] for line in summary}
     assert len(curves) == 2 * 5 * len(summary)  # seeds, iterations 0 to 4
