@@ -167,8 +167,8 @@ def pictures(
         found = [(row.choice.family, row.traces[0].pictures[number], psnr_of(row, number)) for row in methods]
         for axis, (name, images, beside) in zip(axes[:, column], [*heading, *found], strict=True):
             strip(axis, images, side)
-            axis.set_ylabel(name if column == 0 else "", rotation=0, ha="right", va="center", fontsize=9)
-            axis.yaxis.set_label_position("left")
+            if column == 0:
+                axis.annotate(name, (-0.01, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=9)
             axis.annotate(beside, (1.01, 0.5), xycoords="axes fraction", va="center", fontsize=8)
         axes[0, column].set_title(f"after {number} iterations")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")

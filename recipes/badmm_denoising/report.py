@@ -14,7 +14,7 @@ from images import Images, Samples
 from rich.console import Console
 from study import Row, Study
 
-WIDTH = 200
+WIDTH = 240
 EARLY = 20
 """Iterations of the first block of pictures."""
 
@@ -56,7 +56,7 @@ class Report:
         self.add("curves", tables.curves(rows, noise, seeds))
         self.console.print(tables.comparison(summary, noise, len(seeds)), "")
         self.console.print(tables.acceptance(conditions, f"Conditions at noise {noise:g}"), "")
-        title = f"{self.data}, noise {noise:g}: mean and extent over {len(seeds)} seeds"
+        title = f"{self.data}, noise {noise:g}: mean and extent over {tables.counted(len(seeds))}"
         figures.curves(self.folder / f"curves_{noise:g}.png", rows, title)
 
     def pictures(self, rows: Sequence[Row], noise: float, seed: int, study: Study) -> None:

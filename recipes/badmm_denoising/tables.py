@@ -95,7 +95,7 @@ def comparison(lines: Sequence[Mapping[str, Any]], noise: float, seeds: int) -> 
     """The table of methods."""
     errors = [name for name in lines[0] if name.startswith(("train_mse_", "psnr_")) and not name.endswith("_sd")]
     titles = [f":{'MSE' if name[0] == 't' else 'dB'} @{name.rsplit('_', 1)[1]}" for name in errors]
-    title = f"Noise {noise:g}, {seeds} seeds: 1000 times the training MSE, and held-out PSNR of the forward pass"
+    title = f"Noise {noise:g}, {counted(seeds)}: 1000 times the training MSE, and held-out PSNR of the forward pass"
     rest = ":CPU s", ":ms/iteration", ":iterations to *", ":s to *"
     table = columns(title, "method", "settings", *titles, *rest)
     table.caption = f"* the PSNR with which {TARGET} ends, its settings chosen by validation"
@@ -105,7 +105,7 @@ def comparison(lines: Sequence[Mapping[str, Any]], noise: float, seeds: int) -> 
         if line["seeds_at_target"] == line["seeds"]:
             cells += [spread(line, "iterations_to_target", 1, 0), spread(line, "seconds_to_target", 1, 2)]
         else:
-            cells += [f"{line['seeds_at_target']} of {line['seeds']} seeds", "-"]
+            cells += [f"in {line['seeds_at_target']} of {line['seeds']}", "-"]
         table.add_row(line["method"], line["settings"], *cells)
     return table
 
@@ -114,7 +114,7 @@ def acceptance(found: Sequence[Condition], title: str) -> Table:
     """What was expected, what was measured, and whether that agrees, for each seed."""
     table = columns(title, "expected", "number", ":measured", ":limit", ":seeds", "holds")
     for condition in found:
-        numbers = plus_minus(condition.measured, 1, 3)
+        numbers = plus_minus(mean(condition.measured), deviation(condition.measured), 3, len(condition.measured))
         limit = f"{'≤' if condition.at_most else '≥'} {condition.limit:.3g}"
         word = "[green]yes" if condition.holds else "[red]no"
         seeds = f"{condition.held}/{len(condition.measured)}"
@@ -178,11 +178,16 @@ def deviation(numbers: Sequence[float]) -> float:
 
 
 def spread(line: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
-    return f"{factor * line[name]:.{digits}f} ± {factor * line[f'{name}_sd']:.{digits}f}"
+    """Mean and deviation of a number of a line, where there are several seeds."""
+    return plus_minus(factor * line[name], factor * line[f"{name}_sd"], digits, line["seeds"])
 
 
-def plus_minus(numbers: Sequence[float], factor: float, digits: int) -> str:
-    return f"{factor * mean(numbers):.{digits}f} ± {factor * deviation(numbers):.{digits}f}"
+def plus_minus(mean: float, deviation: float, digits: int, seeds: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if seeds > 1 else "")
+
+
+def counted(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def thousandths(mse: float) -> str:

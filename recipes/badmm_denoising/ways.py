@@ -8,6 +8,8 @@ from itertools import product
 
 Value = float | str
 TRAIN, VALIDATION = "train MSE", "validation PSNR"
+SHORT = {"weight_decay": "wd", "tau_x": "tau x", "ridge_2": "ridge 2"}
+NO_DECAY = ("weight_decay", 0.0)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Way:
         return dict(self.settings)[name]
 
     def __str__(self) -> str:
-        parts = (value if isinstance(value, str) else f"{name} {value:g}" for name, value in self.settings)
-        return ", ".join(parts).replace("_", " ")
+        told = {name: value for name, value in self.settings if value != "constant" and (name, value) != NO_DECAY}
+        parts = (
+            value if isinstance(value, str) else f"{SHORT.get(name, name)} {value:g}" for name, value in told.items()
+        )
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -139,20 +144,20 @@ def lifted() -> list[Family]:
     return [
         Family(LITERAL, literal.but(ridge=1e-3, ridge_2=1e-3)),
         Family("BADMM literal + ridge", literal, (RIDGES,)),
-        Family("BADMM mu 1", ours.but(mu=1.0), (RIDGES,)),
+        Family("BADMM mu 1 tuned", ours.but(mu=1.0), (RIDGES,)),
         Family(RECOMMENDED, ours.but(mu=3.0, ridge=100.0)),
         Family(TUNED, ours.but(mu=3.0), (RIDGES,), both),
-        Family("BADMM mu 3 XZWM", ours.but(mu=3.0, order="XZWM"), (RIDGES,)),
-        Family("BADMM mu 3 centred", replace(ours.but(mu=3.0), centred=True), (RIDGES,)),
-        Family("BADMM mu tuned", ours, (MUS, RIDGES)),
-        Family("lifted MM mu 1", without.but(mu=1.0), (RIDGES,)),
+        Family("BADMM mu 3 tuned, XZWM", ours.but(mu=3.0, order="XZWM"), (RIDGES,)),
+        Family("BADMM mu 3 tuned, centred", replace(ours.but(mu=3.0), centred=True), (RIDGES,)),
+        Family("BADMM mu, ridge tuned", ours, (MUS, RIDGES)),
+        Family("lifted MM mu 1 tuned", without.but(mu=1.0), (RIDGES,)),
         Family(MM, without.but(mu=3.0, ridge=100.0)),
-        Family("lifted MM mu 3", without.but(mu=3.0), (RIDGES,), both),
-        Family("lifted MM mu tuned", without, (MUS, RIDGES)),
+        Family("lifted MM mu 3 tuned", without.but(mu=3.0), (RIDGES,), both),
+        Family("lifted MM mu, ridge tuned", without, (MUS, RIDGES)),
     ]
 
 
-LITERAL, RECOMMENDED, TUNED, MM = "BADMM literal", "BADMM recommended", "BADMM mu 3", "lifted MM recommended"
+LITERAL, RECOMMENDED, TUNED, MM = "BADMM literal", "BADMM recommended", "BADMM mu 3 tuned", "lifted MM recommended"
 """Names of what the conditions and the figures look for; what is recommended is not tuned."""
 
 
