@@ -145,6 +145,7 @@ def without_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+        gc.collect()  # a run leaves few objects behind, but large ones
 
 
 def error(shift: Shift, network: nn.Module, samples: Samples) -> float:
