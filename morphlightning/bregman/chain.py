@@ -6,22 +6,28 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from morphlightning.bregman.activations import Identity, ProximalActivation
 from morphlightning.bregman.affine import Affine, affine, paddings
 from morphlightning.bregman.proximal import proximal
 from morphlightning.errors import NotSupportedError
-from morphlightning.layers.base import MorphLayer
+from morphlightning.layers import MorphLayer, MorphUnpool1d, MorphUnpool2d, MorphUnpool3d
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_MAX_POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+_POOLS = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._LPPoolNd)
+_UNPOOLS = (nn.modules.pooling._MaxUnpoolNd, MorphUnpool1d, MorphUnpool2d, MorphUnpool3d)
 _OTHERS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.modules.dropout._DropoutNd,), "random at each pass, so that no auxiliary variable stays right; leave it out"),
     (_NORMS, "couples samples or features beyond an affine map; leave it out, or fold it into the layer before"),
     ((nn.MultiheadAttention, nn.TransformerEncoderLayer), "attention is no affine map with an activation"),
     ((nn.RNNBase, nn.RNNCellBase), "recurrent layers use their weights many times"),
-    ((nn.modules.pooling._MaxPoolNd,), "max-pooling is no pointwise activation; use a convolution with a stride"),
-    ((nn.modules.pooling._AvgPoolNd,), "pooling has no weights to solve for; use a convolution with a stride"),
+    (_MAX_POOLS, "max-pooling is no pointwise activation; use a convolution with a stride"),
+    (_POOLS, "pooling has no weights to solve for; use a convolution with a stride"),
+    (_UNPOOLS, "unpooling needs where the values came from, which no affine map of its input knows; leave it out"),
+    ((nn.Sequential,), "it overrides nn.Sequential.forward, so that its modules do not say what it computes"),
     ((nn.modules.conv._ConvNd, nn.Bilinear), "the affine layers are nn.Linear and nn.Conv2d"),
 )
 
@@ -54,8 +60,11 @@ class Chain:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         reader = _Reader()
-        for name, module in _leaves(network):
-            reader.read(name, module)
+        if isinstance(network, nn.Sequential | nn.Linear | nn.Conv2d):
+            for name, module in _leaves(network):
+                reader.read(name, module)
+        else:
+            reader.faults.append(f"the network ({type(network).__name__}): expected an nn.Sequential")
         self.layers = reader.finish()
         if reader.faults:
             raise NotSupportedError(
@@ -87,14 +96,17 @@ class _Reader:
         self.faults: list[str] = []
         self._layers: list[Layer] = []
         self._reshapes: list[nn.Module] = []
-        self._affine: Affine | None = None
+        self._affine: Affine | None = None  # None also for one with a fault
+        self._open = False  # whether an affine layer waits for its activation
         self._last = ""  # the activation that came last, if no affine layer came after it
-        self._seen: set[int] = set()
+        self._owners: dict[int, str] = {}  # of parameters, by their id
 
     def read(self, name: str, module: nn.Module) -> None:
         """Take the next module."""
         if isinstance(module, nn.Flatten | nn.Unflatten):
             self._reshapes.append(module)
+            if 0 in (getattr(module, "start_dim", None), getattr(module, "dim", None)):
+                self._blame(name, module, "it reshapes the axis of the samples; reshape what comes after it alone")
         elif isinstance(module, nn.Linear | nn.Conv2d):
             self._read_affine(name, module)
         else:
@@ -102,7 +114,7 @@ class _Reader:
 
     def finish(self) -> list[Layer]:
         """The layers."""
-        if self._affine is not None:
+        if self._open:
             self._close(Identity())
         elif self._last:
             self.faults.append(
@@ -116,14 +128,17 @@ class _Reader:
     def _close(self, activation: ProximalActivation) -> None:
         if self._affine is not None:
             self._layers.append(Layer(self._affine, activation))
-        self._affine = None
+        self._affine, self._open = None, False
 
     def _read_affine(self, name: str, module: nn.Linear | nn.Conv2d) -> None:
         self._close(Identity())
-        if fault := _fault_of_affine(module, id(module) in self._seen):
+        owner = next((self._owners[id(each)] for each in module.parameters() if id(each) in self._owners), None)
+        if fault := _fault_of_affine(module, owner):
             self._blame(name, module, fault)
-        self._seen.add(id(module))
-        self._affine, self._reshapes, self._last = affine(name, module, self._reshapes), [], ""
+        else:
+            self._affine = affine(name, module, self._reshapes)
+        self._owners |= {id(parameter): name for parameter in module.parameters()}
+        self._open, self._reshapes, self._last = True, [], ""
 
     def _read_activation(self, name: str, module: nn.Module) -> None:
         if fault := _fault_of_kind(module):
@@ -134,7 +149,7 @@ class _Reader:
         except NotSupportedError as error:
             self._blame(name, module, str(error))
             return
-        if self._affine is None and not isinstance(module, nn.Identity):
+        if not self._open and not isinstance(module, nn.Identity):
             self._blame(name, module, "an activation needs an affine layer before it")
         elif self._reshapes and not isinstance(module, nn.Identity):
             self._blame(name, module, "put the reshape after the activation")
@@ -149,17 +164,23 @@ class _Reader:
 def _leaves(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The modules of nested Sequentials in order."""
     if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
-        for name, child in network.named_children():
-            yield from _leaves(child, f"{prefix}{name}.")
+        for name, child in network._modules.items():  # named_children leaves out a module that stands there again
+            if child is not None:
+                yield from _leaves(child, f"{prefix}{name}.")
     else:
         yield prefix.rstrip(".") or "the network", network
 
 
-def _fault_of_affine(module: nn.Linear | nn.Conv2d, seen: bool) -> str | None:
-    if seen:
-        return "the same layer stands twice in the network; give each place weights of its own"
-    if is_parametrized(module):
-        return "its weights are computed from others (torch.nn.utils.parametrizations), so they cannot be solved for"
+def _fault_of_affine(module: nn.Linear | nn.Conv2d, owner: str | None) -> str | None:
+    if owner is not None:
+        return f"it shares its weights with {owner}; give each layer weights of its own"
+    if type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward):
+        return "it overrides forward, so that it may be no affine map; use nn.Linear or nn.Conv2d itself"
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        return "its shape is not known yet; run a batch through the network first"
+    computed = not all(isinstance(each, nn.Parameter | None) for each in (module.weight, module.bias))
+    if computed or is_parametrized(module):  # hooks of weight_norm, spectral_norm and pruning; parametrizations
+        return "its weights are computed from others (torch.nn.utils), so that they cannot be solved for"
     if not all(parameter.requires_grad for parameter in module.parameters()):
         return "its parameters are frozen (requires_grad=False), but lifted training solves for those of every layer"
     if isinstance(module, nn.Conv2d):

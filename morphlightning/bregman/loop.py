@@ -65,7 +65,7 @@ class LiftedLoop(Loop):
         """Read the chain of the model's ``network``, or of the module itself."""
         chain = Chain(getattr(network, "network", network))
         _warn_of_untrained(chain)
-        self.method, self._goes_on = self.make(chain, self._loss), False
+        self.method = self.make(chain, self._loss)
         self._store: SampleStore | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -132,6 +132,7 @@ class LiftedLoop(Loop):
                 "begin anew from its weights (load_from_checkpoint, and fit without ckpt_path)"
             ]
         self._store = SampleStore(data.size, data.rank, data.world_size, self.storage)
+        self._begins = True
         return []
 
     # ----------------------------------------------------------------------------------------------------- an iteration
@@ -139,9 +140,6 @@ class LiftedLoop(Loop):
         """An iteration, or its share of one batch."""
         method, x, y = self.method, batch.input, batch.target
         method.reduce = context.all_reduce
-        if not self._goes_on:
-            method.forget()
-            self._goes_on = True
         method.monitored = method.iteration % self.monitor_every == 0
         samples = self._take(batch)
         if method.full_batch and self._pieces > 1:
@@ -167,6 +165,11 @@ class LiftedLoop(Loop):
         if self._store is None:
             return {}
         assert batch.indices is not None
+        if self._begins:
+            self._begins = False
+            known = self.method.reduce(self._store.known.sum().double().to(batch.input.device))
+            if self.method.begins_anew(int(known)):
+                self._store.known[:] = False
         kept = self._store.take(batch.indices, batch.input.device)
         if kept is None:
             return self.method.start(batch.input, batch.target)
@@ -194,7 +197,6 @@ class LiftedLoop(Loop):
     def load_aux_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on with them."""
         assert self._store is not None
-        self._goes_on = True
         rows = {name: value for name, value in state.items() if not name.startswith(_SUM)}
         self._store.load(rows, self.method.device)
         self.method.load_partial_sums(

@@ -22,11 +22,11 @@ class OutputLoss(ABC):
 
     Attributes:
         lipschitz: Lipschitz constant of the gradient in z.
-        has_prox: Whether ``prox`` has a closed form.
+        is_quadratic: Whether it is lipschitz/2 ||z - y||^2: its proximal map has a closed form, its target is y.
     """
 
     lipschitz: float = 1.0
-    has_prox: ClassVar[bool] = False
+    is_quadratic: ClassVar[bool] = False
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean over the batch of the samples' losses, as a training step of torch's needs it."""
@@ -64,7 +64,7 @@ class SquaredError(OutputLoss):
         weight: Factor, > 0; 2 is the sum of squares.
     """
 
-    has_prox = True
+    is_quadratic = True
 
     def __init__(self, weight: float = 1.0) -> None:
         if not weight > 0:
@@ -94,10 +94,6 @@ class SquaredError(OutputLoss):
         """(weight y + rho v) / (weight + rho)."""
         return v.lerp_(y, self.lipschitz / (self.lipschitz + rho))
 
-    def target(self, u: Tensor, y: Tensor) -> Tensor:
-        """The target y itself."""
-        return y
-
 
 class CrossEntropy(OutputLoss):
     """log sum exp z - <y, z> for class probabilities y: the Bregman loss of softmax, up to the entropy of y.
@@ -118,6 +114,13 @@ class CrossEntropy(OutputLoss):
             raise ShapeError(
                 f"CrossEntropy: the target has shape {tuple(target.shape)} and dtype {target.dtype}; expected class "
                 f"indices (batch,) or probabilities {tuple(output.shape)}"
+            )
+        if len(target) != len(output):
+            raise ShapeError(f"CrossEntropy: {len(target)} targets for {len(output)} outputs")
+        if ((target < 0) | (target >= output.shape[1])).any():
+            raise ShapeError(
+                f"CrossEntropy: expected class indices from 0 to {output.shape[1] - 1}, as many as there are outputs, got "
+                f"{int(target.min())} to {int(target.max())}"
             )
         return F.one_hot(target.long(), output.shape[1]).to(output.dtype)
 
@@ -157,6 +160,11 @@ class BregmanLoss(OutputLoss):
         return self.activation.gradient(y, z)
 
 
+def _is_plain(loss: nn.CrossEntropyLoss) -> bool:
+    """Whether all classes and samples count alike; -100 is no class."""
+    return loss.weight is None and not loss.label_smoothing and loss.ignore_index == -100
+
+
 LOSSES: dict[str, type[OutputLoss]] = {"squared_error": SquaredError, "cross_entropy": CrossEntropy}
 _BY_MEANS = "means over a sample's outputs put the balance of loss and layers off by their number"
 
@@ -171,7 +179,7 @@ def output_loss(loss: Any) -> OutputLoss:
         return loss
     if isinstance(loss, str) and loss in LOSSES:
         return LOSSES[loss]()
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing:
+    if isinstance(loss, nn.CrossEntropyLoss) and _is_plain(loss):
         return CrossEntropy()
     if loss is F.cross_entropy:
         return CrossEntropy()

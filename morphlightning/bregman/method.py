@@ -35,7 +35,6 @@ Samples = dict[str, Tensor]
 """The auxiliary variables of some samples by name, such as ``"x1"``: the samples along the first axis."""
 
 Reduce = Callable[[Tensor], Tensor]
-POWER_STEPS, FIRST_POWER_STEPS, NORM_MARGIN = 2, 20, 1.02
 PSEUDOINVERSE_UP_TO = 4
 """Samples for each input up to which the pseudoinverse is kept; it has the size of the inputs."""
 
@@ -106,7 +105,6 @@ class Method(ABC):
         self.size, self.iteration, self.monitored = 0, 0, False
         self.reduce: Reduce = lambda sums: sums
         self.figures: dict[str, Tensor] = {}
-        self._directions: list[Tensor | None] = [None] * len(chain)
         self._norms: list[Tensor | None] = [None] * len(chain)
         self._sums: dict[str, Tensor] = {}
         self.count = 0
@@ -129,7 +127,7 @@ class Method(ABC):
             y: Targets of the loss.
         """
         if self.fixed_input and self.input_gram is None:
-            self._take_input(x.to(solving_dtype(self.dtype)))
+            self._take_input(x.to(self.dtype).to(solving_dtype(self.dtype)))
         self.piece(samples, x, y)
         self.update()
 
@@ -201,10 +199,8 @@ class Method(ABC):
 
         Where the network's input is the same in every iteration, its Gram matrix is summed but once, by itself.
         """
-        parts, exact = (
-            [x[0].new_full((1,), sign * len(x[0]), dtype=solving_dtype(self.dtype))],
-            solving_dtype(self.dtype),
-        )
+        exact = solving_dtype(self.dtype)
+        parts = [x[0].new_full((1,), sign * len(x[0]), dtype=exact)]
         with full_precision(self.device):
             for i, (layer, inputs, target) in enumerate(zip(self.chain.layers, x, t, strict=True)):
                 inputs, target = inputs.to(exact), target.to(exact)
@@ -262,7 +258,9 @@ class Method(ABC):
         if not i and self._pseudoinverse is not None:
             return moments.moment
         lower = self._cholesky(i, moments.gram, ridge)
-        return torch.cholesky_solve(moments.moment.mT, lower).mT
+        half = torch.linalg.solve_triangular(lower.mT, moments.moment, upper=True, left=False)
+        new: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        return new
 
     def _cholesky(self, i: int, gram: Tensor, ridge: float) -> Tensor:
         """The factor of gram + ridge I of layer i; that of the input is kept as long as its Gram matrix is."""
@@ -277,20 +275,12 @@ class Method(ABC):
         return self.chain.layers[i].affine.weights().to(solving_dtype(self.dtype))
 
     def squared_norm(self, i: int, x: Tensor) -> Tensor:
-        """An estimate of ||W||^2 of layer i, 2 % above that of a warm power iteration; equal on all processes."""
+        """||W||^2 of layer i by its present weights, equal on all processes."""
         norm = self._norms[i]
         if norm is None:
-            affine = self.chain.layers[i].affine
-            v, steps = self._directions[i], POWER_STEPS
-            if v is None:
-                v, steps = affine.start_vector(x.new_zeros(1, *x.shape[1:])), FIRST_POWER_STEPS
             with full_precision(self.device):
-                for _ in range(steps):
-                    image = affine.normal_map(v)
-                    length = image.norm()
-                    v = image / length.clamp_min(torch.finfo(v.dtype).tiny)
-            self._directions[i] = v
-            norm = self._norms[i] = (NORM_MARGIN * length).clamp_min(torch.finfo(v.dtype).tiny)
+                norm = self.chain.layers[i].affine.squared_norm(x)
+            norm = self._norms[i] = norm.clamp_min(torch.finfo(norm.dtype).tiny)
         return norm
 
     # ------------------------------------------------------------------------------------------------------- monitors
@@ -335,35 +325,33 @@ class Method(ABC):
         return dict(sums)
 
     # ---------------------------------------------------------------------------------------------------------- state
-    def forget(self) -> None:  # noqa: B027 - most methods have nothing to forget
-        """Go on without the auxiliary variables of earlier iterations, which are lost."""
-
     def state_dict(self) -> dict[str, Any]:
         """The state that is equal on all processes."""
         summed = self.fixed_input and self._pseudoinverse is None  # else it is taken anew, from the same inputs
         return {
             "iteration": self.iteration,
             "size": self.size,
-            "directions": list(self._directions),
-            "norms": list(self._norms),
             "input_gram": self.input_gram if summed else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.iteration, self.size = state["iteration"], state["size"]
-        self._directions = [v if v is None else v.to(self.device) for v in state["directions"]]
-        self._norms = [norm if norm is None else norm.to(self.device) for norm in state["norms"]]
+        self._norms = [None] * len(self.chain)
         gram = state["input_gram"]
         self.input_gram, self._pseudoinverse = gram if gram is None else gram.to(self.device), None
 
+    def begins_anew(self, known: int) -> bool:
+        """Whether all auxiliary variables have to begin anew when a run resumes with those of so many samples."""
+        return False
+
     def partial_sums(self) -> dict[str, Tensor]:
         """What this process has added up of an unfinished iteration."""
-        return dict(self._sums)
+        return {name: packed.clone() for name, packed in self._sums.items()}
 
     def load_partial_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Go on in the middle of an iteration."""
-        self._sums = {name: packed.to(self.device) for name, packed in sums.items()}
+        self._sums = {name: packed.to(self.device, copy=True) for name, packed in sums.items()}
 
 
 def per_layer(where: str, name: str, given: float | Sequence[float], layers: int, at_least_zero: bool) -> list[float]:

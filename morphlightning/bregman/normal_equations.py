@@ -69,9 +69,18 @@ def factor(gram: Tensor, ridge: float, where: str) -> Tensor:
     diagonal.add_(ridge + JITTER * torch.finfo(gram.dtype).eps * diagonal.mean(-1, keepdim=True))
     lower, info = torch.linalg.cholesky_ex(regular)
     if info.any() or not lower.isfinite().all():
+        check_finite(gram, where)
         raise NonFiniteError(
             f"the least-squares problem of layer {where} has no solution: its Gram matrix plus ridge={ridge:g} is "
-            f"{'singular to working precision' if gram.isfinite().all() else 'not finite'}. Look for NaN or inf in the "
-            "inputs, raise ridge, or train in float64. The weights are those before this step"
+            "singular to working precision. Raise ridge, or train in float64. The weights are those before this step"
         )
     return lower  # type: ignore[no-any-return]
+
+
+def check_finite(gram: Tensor, where: str) -> None:
+    """Raise NonFiniteError where a Gram matrix is not finite."""
+    if not gram.isfinite().all():
+        raise NonFiniteError(
+            f"the Gram matrix of the inputs of layer {where} is not finite. Look for NaN or inf in the inputs, or train "
+            "in float64. The weights are those before this step"
+        )

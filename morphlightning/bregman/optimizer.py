@@ -14,7 +14,8 @@ class LiftedOptimizer(torch.optim.Optimizer):
     """One step is one iteration of a lifted method: ``step(closure)`` runs the closure, which does the iteration.
 
     Its parameters are those of the chain's affine layers; its state is that of the method, which is equal on all
-    processes. It has no learning rate, and gradients are neither needed nor made.
+    processes. Gradients are neither needed nor made. It has no learning rate: the ``lr`` of 1 is for tools that read
+    one, such as Lightning's LearningRateMonitor.
 
     Args:
         method: The method.
@@ -22,7 +23,7 @@ class LiftedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, method: Method) -> None:
         self.method = method
-        super().__init__(method.chain.parameters(), {})
+        super().__init__(method.chain.parameters(), {"lr": 1.0})
 
     @overload
     def step(self, closure: None = None) -> None: ...

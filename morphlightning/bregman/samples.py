@@ -59,7 +59,7 @@ class SampleStore:
             kept = self._rows.get(name)
             if kept is None or (whole and self._storage == "device"):
                 kept = self._rows[name] = values if whole and self._storage == "device" else self._room(name, values)
-            if values.data_ptr() != kept.data_ptr():
+            if values is not kept:
                 kept[rows.to(kept.device)] = values.to(kept.device)
         self.known[rows] = True
 
@@ -89,8 +89,10 @@ class SampleStore:
 
 def select(states: Sequence[Mapping[str, Tensor]], rank: int, world_size: int) -> Samples:
     """Of the states of any number of processes, the samples that a process owns, by ascending index."""
-    held = [state for state in states if len(state["index"])] or states[:1]
-    found = {name: torch.cat([state[name] for state in held]) for name in held[0]}
+    filled = [state for state in states if len(state["index"])]  # a process may have seen no sample yet
+    if not filled:
+        return {"index": torch.zeros(0, dtype=torch.long)}
+    found = {name: torch.cat([state[name] for state in filled]) for name in filled[0]}
     mine = (found["index"] % world_size == rank).nonzero().flatten()
     mine = mine[found["index"][mine].argsort()]
     return {name: values[mine] for name, values in found.items()}
