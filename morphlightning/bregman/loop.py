@@ -65,7 +65,7 @@ class LiftedLoop(Loop):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One step is one iteration."""
-        return LiftedOptimizer(self.method)
+        return LiftedOptimizer(self.method, forgets=self.checkpoints == "none")
 
     def refuse(self, facts: TrainerFacts) -> list[str]:
         """What has no meaning here, or would break it."""

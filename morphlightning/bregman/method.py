@@ -317,6 +317,9 @@ class Method(ABC):
         self.iteration = state["iteration"]
         self._norms = [None] * len(self.chain)
 
+    def forget(self) -> None:  # noqa: B027 - most methods have nothing to forget
+        """Begin anew with samples whose auxiliary variables are lost; equally on all processes."""
+
     def partial_sums(self) -> dict[str, Tensor]:
         """What this process has added up of an unfinished iteration."""
         return {name: packed.clone() for name, packed in self._sums.items()}

@@ -18,10 +18,11 @@ class LiftedOptimizer(torch.optim.Optimizer):
 
     Args:
         method: The method.
+        forgets: Whether auxiliary variables of samples are not restored with the method's state.
     """
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method, forgets: bool = False) -> None:
+        self.method, self.forgets = method, forgets
         super().__init__(method.chain.parameters(), {})
 
     @overload
@@ -41,3 +42,5 @@ class LiftedOptimizer(torch.optim.Optimizer):
         """As torch's; the method goes on from its own state."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "method"})
         self.method.load_state_dict(state_dict["method"])
+        if self.forgets:
+            self.method.forget()

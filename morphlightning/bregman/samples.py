@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +34,10 @@ class SampleStore:
         self.known = torch.zeros(len(range(rank, size, world_size)), dtype=torch.bool)
         self._storage = storage
         self._rows: Samples = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="auxiliaries-") if storage == "memmap" else None
+        self._folder: Path | None = None
+        if storage == "memmap":
+            self._folder = Path(tempfile.mkdtemp(prefix="auxiliaries-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def take(self, index: Tensor, device: torch.device) -> tuple[Samples, Tensor] | None:
         """The variables of these samples, in this order, and which of them are known; None if none is.
@@ -79,9 +84,8 @@ class SampleStore:
         shape = (len(self.known), *like.shape[1:])
         if self._folder is None:
             return like.new_zeros(shape, device=like.device if self._storage == "device" else "cpu")
-        file = str(Path(self._folder.name) / name)
         count = torch.Size(shape).numel()
-        return torch.from_file(file, shared=True, size=count, dtype=like.dtype).view(shape)
+        return torch.from_file(str(self._folder / name), shared=True, size=count, dtype=like.dtype).view(shape)
 
 
 def select(states: Sequence[Mapping[str, Tensor]], rank: int, world_size: int) -> Samples:
