@@ -7,7 +7,7 @@ Augmented Lagrangian, with u_l = A_{l-1} V_l^T, A_{l-1} = [x_{l-1}, 1], x_0 the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -63,8 +63,8 @@ class Badmm(Method):
         tau_z: In (0, 2).
         tau_m: In [0, 2); 0 leaves the multipliers out (a penalty method).
         tau_w: In (0, 2), of the gradient W-step.
-        order: The four blocks, each once, such as ``"XZWM"``; ``"xWM"`` sweeps backward through the layers, z before x,
-            for deep networks.
+        order: The four blocks, each once. ``"ZXWM"`` needs each u_l once in an iteration, orders with X elsewhere
+            need it twice. ``"xWM"`` sweeps backward through the layers, z before x, for deep networks.
         z_step: See above.
         x_step: See above; ``auto`` is prox where it has a closed form, else mirror.
         w_step: See above.
@@ -89,7 +89,7 @@ class Badmm(Method):
         tau_z: float = 1.0,
         tau_m: float = 1.0,
         tau_w: float = 1.0,
-        order: str = "XZWM",
+        order: str = "ZXWM",
         z_step: ZStep = "linearized",
         x_step: XStep = "auto",
         w_step: WStep = "exact",
@@ -102,6 +102,7 @@ class Badmm(Method):
         self.before, self.after = order.split("W")
         self.mirrors = [self._mirrors(i, x_step) for i in range(len(chain) - 1)]
         self._check_z_step()
+        self._spare: list[Tensor | None] = [None] * len(chain)
 
     def _mirrors(self, i: int, x_step: XStep) -> bool:
         activation = self.chain.layers[i].activation
@@ -142,7 +143,14 @@ class Badmm(Method):
             _BLOCKS[block](batch)
         if self.monitored:
             batch.take_down_moves(earlier)
-        self.add_moments(batch.x, [torch.add(z, m, alpha=1 / rho) for z, m, rho in batch.outputs()])
+        self.add_moments(batch.x, [batch.target(i) for i in range(len(self.chain))])
+
+    def spare(self, i: int, like: Tensor) -> Tensor:
+        """Room for the residual or the target of layer i: new memory would cost as much as they do."""
+        spare = self._spare[i]
+        if spare is None or spare.shape != like.shape:
+            spare = self._spare[i] = torch.empty_like(like)
+        return spare
 
     def solve(self, moments: Sequence[Moments]) -> list[Tensor]:
         """Exact least squares, or a gradient step on it."""
@@ -199,17 +207,19 @@ class _Batch(Pass):
     def residual(self, i: int) -> Tensor:
         """The residual z - u of layer i, kept until one of both changes."""
         if i not in self._residuals:
-            self._residuals[i] = self.z[i] - self.u(i)
+            self._residuals[i] = torch.sub(self.z[i], self.u(i), out=self._method.spare(i, self.z[i]))
         return self._residuals[i]
 
-    def outputs(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """z, m and rho of each layer."""
-        return zip(self.z, self.m, self._method.rho, strict=True)
+    def target(self, i: int) -> Tensor:
+        """What least squares aims at for layer i, z + m / rho."""
+        self._residuals.pop(i, None)
+        spare = self._method.spare(i, self.z[i])
+        return torch.add(self.z[i], self.m[i], alpha=1 / self._method.rho[i], out=spare)
 
     # ---------------------------------------------------------------------------------------------------------- blocks
     def multipliers(self) -> None:
         """The M-step of all layers."""
-        for i, (_, m, rho) in enumerate(self.outputs()):
+        for i, (m, rho) in enumerate(zip(self.m, self._method.rho, strict=True)):
             m.add_(self.residual(i), alpha=self._method.tau_m * rho)
 
     def all_x(self) -> None:
@@ -248,7 +258,7 @@ class _Batch(Pass):
         method, z, m, rho = self._method, self.z[i], self.m[i], self._method.rho[i]
         self._residuals.pop(i, None)
         if i == len(self.z) - 1:
-            if method.loss.has_prox:
+            if method.loss.is_quadratic:
                 method.loss.prox_(torch.sub(self.u(i), m, alpha=1 / rho, out=z), self.y, rho)
                 return
             slope, t = method.loss.gradient(z, self.y), method.tau_z / method.loss.lipschitz

@@ -65,7 +65,7 @@ class LiftedLoop(Loop):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One step is one iteration."""
-        return LiftedOptimizer(self.method, forgets=self.checkpoints == "none")
+        return LiftedOptimizer(self.method)
 
     def refuse(self, facts: TrainerFacts) -> list[str]:
         """What has no meaning here, or would break it."""
@@ -122,6 +122,7 @@ class LiftedLoop(Loop):
                 "{'name': 'lifted', 'mode': 'memoryless'})"
             ]
         self._store = SampleStore(data.size, data.rank, data.world_size, self.storage)
+        self._begins = True
         return []
 
     # ----------------------------------------------------------------------------------------------------- an iteration
@@ -154,6 +155,11 @@ class LiftedLoop(Loop):
         if not self.method.persistent:
             return {}
         assert batch.indices is not None
+        if self._begins:
+            self._begins = False
+            known = self.method.reduce(self._store.known.sum().double().to(batch.input.device))
+            if self.method.begins_anew(int(known)):
+                self._store.known[:] = False
         kept = self._store.take(batch.indices, batch.input.device)
         if kept is None:
             return self.method.start(batch.input, batch.target)

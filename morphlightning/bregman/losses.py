@@ -22,11 +22,11 @@ class OutputLoss(ABC):
 
     Attributes:
         lipschitz: Lipschitz constant of the gradient in z.
-        has_prox: Whether ``prox`` has a closed form.
+        is_quadratic: Whether it is lipschitz/2 ||z - y||^2: its proximal map has a closed form, its target is y.
     """
 
     lipschitz: float = 1.0
-    has_prox: ClassVar[bool] = False
+    is_quadratic: ClassVar[bool] = False
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean over the batch of the samples' losses, as a training step of torch's needs it."""
@@ -64,7 +64,7 @@ class SquaredError(OutputLoss):
         weight: Factor, > 0; 2 is the sum of squares.
     """
 
-    has_prox = True
+    is_quadratic = True
 
     def __init__(self, weight: float = 1.0) -> None:
         if not weight > 0:
@@ -93,10 +93,6 @@ class SquaredError(OutputLoss):
     def prox_(self, v: Tensor, y: Tensor, rho: float) -> Tensor:
         """(weight y + rho v) / (weight + rho)."""
         return v.lerp_(y, self.lipschitz / (self.lipschitz + rho))
-
-    def target(self, u: Tensor, y: Tensor) -> Tensor:
-        """The target y itself."""
-        return y
 
 
 class CrossEntropy(OutputLoss):

@@ -44,7 +44,8 @@ class LiftedBatch(Pass):
         """For all layers u - slope / c: least squares on them minimizes a majorizer of the objective."""
         *hidden, _ = range(len(self._method.chain))
         inner = [self.u(i) - self.slope(i).div_(self._method.mu) for i in hidden]
-        return [*inner, self._method.loss.target(self.u(len(hidden)), self.y)]
+        loss = self._method.loss
+        return [*inner, self.y if loss.is_quadratic else loss.target(self.u(len(hidden)), self.y)]
 
     def sweep(self) -> None:
         """x_{L-1}, ..., x_1, each by ``inner_x`` steps."""
@@ -112,9 +113,8 @@ class Lifted(Method):
                 samples[f"p{i + 1}"] = u
         return samples
 
-    def swept(self, samples: Samples, x: Tensor, y: Tensor) -> LiftedBatch:
-        """The batch after its X-steps, taken down before them where the iteration is monitored."""
-        batch = LiftedBatch(self, samples, x, y)
+    def sweep(self, batch: LiftedBatch) -> LiftedBatch:
+        """The X-steps of a batch, which is taken down before them where the iteration is monitored."""
         if self.monitored:
             self.take_down(batch, [batch.u(i) for i in range(len(self.chain))], batch.y)
         batch.sweep()
@@ -162,7 +162,7 @@ class MajorizeMinimize(Lifted):
     @torch.no_grad()
     def piece(self, samples: Samples, x: Tensor, y: Tensor) -> None:
         """As the base."""
-        batch = self.swept(samples, x, y)
+        batch = self.sweep(LiftedBatch(self, samples, x, y))
         self.add_moments(batch.x, batch.targets())
 
     def solve(self, moments: Sequence[Moments]) -> list[Tensor]:

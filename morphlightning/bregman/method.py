@@ -186,10 +186,8 @@ class Method(ABC):
 
         Where the network's input is the same in every iteration, its Gram matrix is summed but once, by itself.
         """
-        parts, exact = (
-            [x[0].new_full((1,), sign * len(x[0]), dtype=solving_dtype(self.dtype))],
-            solving_dtype(self.dtype),
-        )
+        exact = solving_dtype(self.dtype)
+        parts = [x[0].new_full((1,), sign * len(x[0]), dtype=exact)]
         with full_precision(self.device):
             for i, (layer, inputs, target) in enumerate(zip(self.chain.layers, x, t, strict=True)):
                 inputs, target = inputs.to(exact), target.to(exact)
@@ -243,7 +241,9 @@ class Method(ABC):
         if not i and self._pseudoinverse is not None:
             return moments.moment
         lower = self._cholesky(i, moments.gram, ridge)
-        return torch.cholesky_solve(moments.moment.mT, lower).mT
+        half = torch.linalg.solve_triangular(lower.mT, moments.moment, upper=True, left=False)
+        new: Tensor = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        return new
 
     def _cholesky(self, i: int, gram: Tensor, ridge: float) -> Tensor:
         """The factor of gram + ridge I of layer i; that of the input is kept as long as its Gram matrix is."""
@@ -317,8 +317,9 @@ class Method(ABC):
         self.iteration = state["iteration"]
         self._norms = [None] * len(self.chain)
 
-    def forget(self) -> None:  # noqa: B027 - most methods have nothing to forget
-        """Begin anew with samples whose auxiliary variables are lost; equally on all processes."""
+    def begins_anew(self, known: int) -> bool:
+        """Whether all auxiliary variables have to begin anew when a run resumes with those of so many samples."""
+        return False
 
     def partial_sums(self) -> dict[str, Tensor]:
         """What this process has added up of an unfinished iteration."""

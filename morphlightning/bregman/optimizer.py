@@ -14,16 +14,16 @@ class LiftedOptimizer(torch.optim.Optimizer):
     """One step is one iteration of a lifted method: ``step(closure)`` runs the closure, which does the iteration.
 
     Its parameters are those of the chain's affine layers; its state is that of the method, which is equal on all
-    processes. It has no learning rate, and gradients are neither needed nor made.
+    processes. Gradients are neither needed nor made. It has no learning rate: the ``lr`` of 1 is for tools that read
+    one, such as Lightning's LearningRateMonitor.
 
     Args:
         method: The method.
-        forgets: Whether auxiliary variables of samples are not restored with the method's state.
     """
 
-    def __init__(self, method: Method, forgets: bool = False) -> None:
-        self.method, self.forgets = method, forgets
-        super().__init__(method.chain.parameters(), {})
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        super().__init__(method.chain.parameters(), {"lr": 1.0})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -42,5 +42,3 @@ class LiftedOptimizer(torch.optim.Optimizer):
         """As torch's; the method goes on from its own state."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "method"})
         self.method.load_state_dict(state_dict["method"])
-        if self.forgets:
-            self.method.forget()

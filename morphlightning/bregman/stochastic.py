@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morphlightning.bregman.chain import Chain
 from morphlightning.bregman.losses import OutputLoss
-from morphlightning.bregman.majorize import Lifted
+from morphlightning.bregman.majorize import Lifted, LiftedBatch
 from morphlightning.bregman.method import Moments, Samples, check_positive
 from morphlightning.errors import ConfigError
 
@@ -20,7 +20,8 @@ class Incremental(Lifted):
 
     A sample keeps x_l and the targets t_l = u_l - (dF/du_l) / c of its last visit, c the curvature of the layer. After
     each batch V (c G_l + lambda I) = c R_l is solved with G_l = sum a^T a and R_l = sum t^T a over all samples seen;
-    ridge counts by the share of samples that were seen. Memory: the hidden values of a sample twice, and its output.
+    ridge counts by the share of samples that were seen. Memory: the hidden values of a sample twice, and its output
+    unless the loss is squared error.
 
     Args:
         chain: The network.
@@ -48,33 +49,39 @@ class Incremental(Lifted):
         inner_x: int = 1,
     ) -> None:
         super().__init__(chain, loss, mu, ridge, tau_x, inner_x)
-        self.size = size
-        self.forget()
-
-    def forget(self) -> None:
-        """As the base, with sums over no sample."""
-        self.seen, self.input_gram = 0, None
+        self.size, self.seen = size, 0
         self._totals: list[Moments] = []
+
+    def begins_anew(self, known: int) -> bool:
+        """Where variables of samples are lost whose shares are in the sums: then these are taken anew, too."""
+        if known == self.seen:
+            return False
+        self.seen, self.input_gram, self._totals = 0, None, []
+        return True
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor) -> Samples:
         """Take x from a forward pass, and mark that nothing of the sample is in the sums yet."""
         pre = self.chain.forward(x.to(self.dtype))
-        targets = {f"t{i + 1}": torch.zeros_like(u) for i, u in enumerate(pre)}
+        targets = {f"t{i + 1}": torch.zeros_like(pre[i]) for i in self._kept()}
         return super().start(x, y) | targets | {"counted": torch.zeros(len(x), dtype=torch.bool, device=self.device)}
 
     @torch.no_grad()
     def piece(self, samples: Samples, x: Tensor, y: Tensor) -> None:
         """As the base; the sums are the differences that this batch makes."""
         layers, counted = range(len(self.chain)), samples["counted"]
+        batch = LiftedBatch(self, samples, x, y)
         if counted.any():
-            old = [x.to(self.dtype)[counted], *(samples[f"x{i}"][counted] for i in layers[1:])]
-            self.add_moments(old, [samples[f"t{i + 1}"][counted] for i in layers], sign=-1)
-        batch = self.swept(samples, x, y)
-        targets = batch.targets()
+            old = [samples[f"t{i + 1}"] if i in self._kept() else batch.y for i in layers]
+            self.add_moments([each[counted] for each in batch.x], [each[counted] for each in old], sign=-1)
+        targets = self.sweep(batch).targets()
         self.add_moments(batch.x, targets)
-        samples |= {f"t{i + 1}": target for i, target in enumerate(targets)}
+        samples |= {f"t{i + 1}": targets[i] for i in self._kept()}
         samples["counted"] = torch.ones_like(counted)
+
+    def _kept(self) -> range:
+        """The layers whose targets are kept; those of a quadratic loss are the network's own."""
+        return range(len(self.chain) - self.loss.is_quadratic)
 
     def solve(self, moments: Sequence[Moments]) -> list[Tensor]:
         """Least squares over all samples seen."""
@@ -126,7 +133,7 @@ class _WithoutMemory(Lifted):
     @torch.no_grad()
     def piece(self, samples: Samples, x: Tensor, y: Tensor) -> None:
         """As the base."""
-        batch = self.swept(self.start(x, y), x, y)
+        batch = self.sweep(LiftedBatch(self, self.start(x, y), x, y))
         self.add_moments(batch.x, batch.targets())
 
     def step(self, i: int, moments: Moments, gram: Tensor, held: float) -> Tensor:

@@ -31,7 +31,7 @@ import morphlightning.models  # noqa: F401 - makes the short class names of mode
 from morphlightning.callbacks.figures import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import MorphLightningError, RunExistsError
-from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+from morphlightning.models import LiftedModule, MorphologicalAutoencoder, MorphologicalClassifier
 
 
 class SaveConfig(SaveConfigCallback):
@@ -127,10 +127,12 @@ class ProgressBar(RichProgressBar):
 
 def figure_callbacks(model: L.LightningModule, every_n_epochs: int = 5) -> list[Callback]:
     """The figures that mean something for a model."""
-    figures: list[Callback] = [StructuringFunctions(every_n_epochs), LearningCurves()]
+    figures: list[Callback] = [LearningCurves()]
+    if not isinstance(model, LiftedModule):
+        figures.append(StructuringFunctions(every_n_epochs))
     if isinstance(model, MorphologicalClassifier):
         figures.append(ConfusionMatrix(every_n_epochs))
-    if isinstance(model, MorphologicalAutoencoder):
+    if isinstance(model, MorphologicalAutoencoder) or (isinstance(model, LiftedModule) and model.hparams["data_range"]):
         figures.append(Reconstructions(every_n_epochs=every_n_epochs))
     return figures
 

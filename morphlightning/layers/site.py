@@ -200,7 +200,7 @@ def apply_update_heuristics(module: nn.Module, optimizer: torch.optim.Optimizer 
     """
     reduce_statistics(module)
     groups = [] if optimizer is None else optimizer.param_groups
-    rates = {id(weight): group["lr"] for group in groups if "lr" in group for weight in group["params"]}
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
     for _, site in sites(module):
         weight, statistics = site.weight, site.reduced or {}
         if weight.grad is not None and site.updates:

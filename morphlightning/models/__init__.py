@@ -3,6 +3,7 @@
 from morphlightning.models.autoencoder import MorphologicalAutoencoder
 from morphlightning.models.classifier import MorphologicalClassifier
 from morphlightning.models.lifted import LiftedModule
+from morphlightning.models.networks import MultilayerPerceptron
 from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.training import PluginTraining
 
@@ -10,6 +11,7 @@ __all__ = [
     "LiftedModule",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
+    "MultilayerPerceptron",
     "PluginTraining",
     "build_optimizer",
     "parameter_groups",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -37,7 +38,8 @@ class LiftedModule(PluginTraining):
             ``morphlightning.bregman.BregmanLoss(activation)``; an object, too, has to be given again.
         optimizer: Component of kind optimizers.
         num_classes: Number of classes, for the accuracy; None where targets are no classes.
-        data_range: Value of white less that of black, for the peak signal-to-noise ratio; None for no images.
+        data_range: Value of white less that of black, where outputs are images (channels, height, width): for the peak
+            signal-to-noise ratio, and figures on the command line. None for no images.
         diagnostics: Components of kind diagnostics.
 
     Raises:
@@ -74,6 +76,8 @@ class LiftedModule(PluginTraining):
         given |= {"network": type(network).__qualname__, "loss": plain(loss)}
         self.declare(given, optimizer="optimizers", diagnostics="diagnostics")
         self.network = network
+        if (shape := getattr(network, "in_shape", None)) is not None:
+            self.example_input_array = torch.zeros(2, *shape)
         metrics = _metrics(lifted, num_classes, data_range)
         self.stage_metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
 

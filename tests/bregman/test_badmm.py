@@ -360,7 +360,7 @@ class Plain:
     def step_z(self, i: int) -> None:
         s, z, u, m, rho = self.settings, self.z[i], self.u(i), self.m[i], self.settings.rho[i]
         if i == len(self.z) - 1:
-            if s.loss.has_prox:
+            if s.loss.is_quadratic:
                 self.z[i] = (s.loss.lipschitz * self.y + rho * u - m) / (s.loss.lipschitz + rho)
             else:
                 t = s.tau_z / s.loss.lipschitz

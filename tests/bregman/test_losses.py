@@ -103,7 +103,7 @@ def test_the_proximal_map_is_the_minimizer(rho: float, weight: float):
 
 def test_losses_without_a_proximal_map_say_so(case: tuple[OutputLoss, Tensor, Tensor]):
     loss, z, y = case
-    if loss.has_prox:
+    if loss.is_quadratic:
         assert isinstance(loss, SquaredError)
         return
     with pytest.raises(NotImplementedError, match=f"{type(loss).__name__} has no closed form"):

@@ -116,13 +116,12 @@ def test_the_objective_never_increases(name: str, tau_x: float, sizes: Sequence[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mu", [0.3, 3.0])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("sizes", [SHALLOW, DEEP], ids=["shallow", "deep"])
 @pytest.mark.parametrize("tau_x", [1.0, 1.9])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_objective_never_increases_anywhere(name: str, tau_x: float, sizes: Sequence[int], loss: str, mu: float):
-    check_descent(name, tau_x, sizes, loss, mu)
+def test_the_objective_never_increases_anywhere(name: str, tau_x: float, sizes: Sequence[int], loss: str):
+    check_descent(name, tau_x, sizes, loss, mu=0.3)
 
 
 @pytest.mark.parametrize("seed", [0, 9, 69, 99, 125, 130, 149, 157])
@@ -150,7 +149,7 @@ def test_the_objective_never_increases_from_an_output_layer_of_zeros():
 @pytest.mark.parametrize("tau_w", [0.5, 1.9])
 def test_the_objective_never_increases_for_other_steps_of_the_weights(tau_w: float):
     method = MajorizeMinimize(B.Chain(dense(DEEP, nn.Tanh)), B.SquaredError(), tau_w=tau_w, inner_x=3)
-    assert largest_increase(method, *data("squared"), iterations=100) <= 1e-12
+    assert largest_increase(method, *data("squared"), iterations=50) <= 1e-12
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])

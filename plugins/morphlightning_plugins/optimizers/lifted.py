@@ -30,7 +30,7 @@ class Badmm(LiftedLoop):
     tau_z: float = 1.0
     tau_m: float = 1.0
     tau_w: float = 1.0
-    order: str = "XZWM"
+    order: str = "ZXWM"
     z_step: Literal["linearized", "gradient", "bregman", "exact"] = "linearized"
     x_step: Literal["auto", "prox", "mirror"] = "auto"
     w_step: Literal["exact", "gradient"] = "exact"
