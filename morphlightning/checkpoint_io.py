@@ -22,6 +22,9 @@ from morphlightning.errors import CheckpointError
 
 SHARDS = "shards"
 """Under ``["morphlightning"]["auxiliary"]``, the folder of files that belong to a checkpoint."""
+AUXILIARIES = "auxiliaries"
+"""The folder of these folders."""
+_OWNER = "checkpoint.txt"
 _FOLDER = 0x10  # the attribute of folders in zip containers
 _PathLike = str | Path
 
@@ -55,7 +58,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            earlier = _shards(target)
+            earlier = _own_shards(target)
+            _own(_shards_of(checkpoint), target)
             os.replace(temporary, target)
             _sync_folder(target.parent)
             _remove_folder(earlier)
@@ -70,7 +74,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: _PathLike) -> None:
         """Remove a checkpoint and the folder of auxiliary variables that belongs to it, if there is one."""
-        shards = None if _is_remote(path) else _shards(Path(path))
+        shards = None if _is_remote(path) else _own_shards(Path(path))
         super().remove_checkpoint(path)
         _remove_folder(shards)
 
@@ -156,17 +160,38 @@ def _fault_of_content(file: IO[bytes]) -> str | None:
     return f"the record {broken} is damaged (its CRC-32 does not match)" if broken else None
 
 
-def _shards(checkpoint: Path) -> Path | None:
-    """The folder of files that belong to a checkpoint."""
+def shard_folders(checkpoint: _PathLike, stored: _PathLike) -> list[Path]:
+    """Where the folder of files that belong to a checkpoint may be: beside it, also when both were moved, or stored."""
+    parents = list(Path(checkpoint).resolve().parents)[:3]
+    return [*(parent / AUXILIARIES / Path(stored).name for parent in parents), Path(stored)]
+
+
+def _own_shards(checkpoint: Path) -> Path | None:
+    """The folder of files that belong to a checkpoint and to no copy of it."""
     if not checkpoint.is_file() or _fault(checkpoint):
         return None
     try:
-        loaded = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        stored = _shards_of(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True))
     except (pickle.UnpicklingError, RuntimeError):  # a checkpoint of somebody else's
         return None
-    ours = loaded.get("morphlightning") if isinstance(loaded, dict) else None
+    if stored is None:
+        return None
+    folder = next((place for place in shard_folders(checkpoint, stored) if (place / _OWNER).is_file()), None)
+    owns = folder is not None and (folder / (folder / _OWNER).read_text()).resolve() == checkpoint.resolve()
+    return folder if owns else None
+
+
+def _shards_of(checkpoint: Any) -> Path | None:
+    """The folder that the content of a checkpoint names."""
+    ours = checkpoint.get("morphlightning") if isinstance(checkpoint, dict) else None
     auxiliary = ours.get("auxiliary") if isinstance(ours, dict) else None
     return Path(auxiliary[SHARDS]) if isinstance(auxiliary, dict) and SHARDS in auxiliary else None
+
+
+def _own(folder: Path | None, checkpoint: Path) -> None:
+    """Note in a folder which checkpoint it belongs to, by the way there, which stays right when both are moved."""
+    if folder is not None and folder.is_dir():
+        (folder / _OWNER).write_text(os.path.relpath(checkpoint.resolve(), folder))
 
 
 def _remove_folder(folder: Path | None) -> None:

@@ -76,4 +76,4 @@ class PluginWarning(UserWarning):
 
 
 class TrainingWarning(UserWarning):
-    """A start or a setting from which max-plus weights will not learn; the message names the layers and a remedy."""
+    """A start or a setting from which some parameters will not learn; the message names them and a remedy."""

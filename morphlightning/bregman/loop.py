@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from morphlightning.bregman.chain import Chain
@@ -15,6 +16,7 @@ from morphlightning.bregman.losses import OutputLoss, output_loss
 from morphlightning.bregman.method import Method, Samples
 from morphlightning.bregman.optimizer import LiftedOptimizer
 from morphlightning.bregman.samples import STORAGES, SampleStore, Storage, select
+from morphlightning.errors import TrainingWarning
 from morphlightning.interfaces import Batch, Group, Loop, StepContext, TrainerFacts, TrainingData
 
 POLICIES = ("gather", "shards", "none")
@@ -61,7 +63,10 @@ class LiftedLoop(Loop):
 
     def bind(self, network: nn.Module, groups: Sequence[Group]) -> None:
         """Read the chain of the model's ``network``, or of the module itself."""
-        self.method = self.make(Chain(getattr(network, "network", network)), self._loss)
+        chain = Chain(getattr(network, "network", network))
+        _warn_of_untrained(chain)
+        self.method = self.make(chain, self._loss)
+        self._store: SampleStore | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One step is one iteration."""
@@ -100,15 +105,15 @@ class LiftedLoop(Loop):
 
     @property
     def aux_policy(self) -> Literal["gather", "shards", "none"]:
-        """As chosen."""
-        return self.checkpoints
+        """As chosen, where there is anything to save."""
+        return "none" if getattr(self, "_store", None) is None else self.checkpoints
 
     def refuse_data(self, data: TrainingData) -> list[str]:
         """Samples without an owner, and samples that change."""
-        self.method.size = data.size
+        before, self.method.size = self.method.size, data.size
         self._pieces = data.batches_per_pass
         if not self.method.persistent:
-            return []
+            return [] if data.size else ["the loader does not tell the number of samples, which ridge needs"]
         if not data.owned:
             return [
                 "auxiliary variables belong to samples, so batches must say which samples they hold, and each sample "
@@ -120,6 +125,11 @@ class LiftedLoop(Loop):
                 f"{data.variation}, but auxiliary variables belong to inputs that stay as they are: fix the noise "
                 "(fixed_noise=True), leave random augmentation out, or train without memory (optimizer "
                 "{'name': 'lifted', 'mode': 'memoryless'})"
+            ]
+        if before not in (0, data.size):
+            return [
+                f"the checkpoint belongs to {before} samples, here are {data.size}: resume with the same data, or "
+                "begin anew from its weights (load_from_checkpoint, and fit without ckpt_path)"
             ]
         self._store = SampleStore(data.size, data.rank, data.world_size, self.storage)
         self._begins = True
@@ -152,7 +162,7 @@ class LiftedLoop(Loop):
 
     def _take(self, batch: Batch) -> Samples:
         """The auxiliary variables of a batch; new ones where there are none."""
-        if not self.method.persistent:
+        if self._store is None:
             return {}
         assert batch.indices is not None
         if self._begins:
@@ -172,21 +182,23 @@ class LiftedLoop(Loop):
         return samples
 
     def _put(self, batch: Batch, samples: Samples) -> None:
-        if self.method.persistent:
+        if self._store is not None:
             assert batch.indices is not None
             self._store.put(batch.indices, samples)
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
     def aux_state(self) -> dict[str, Tensor]:
         """Auxiliary variables by global sample index, and the sums of an unfinished iteration."""
-        if not self.method.persistent:
+        if self._store is None:
             return {}
         sums = {f"{_SUM}{name}": value for name, value in self.method.partial_sums().items()}
         return {name: value.detach().cpu() for name, value in {**self._store.state(), **sums}.items()}
 
     def load_aux_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on with them."""
-        self._store.load({name: value for name, value in state.items() if not name.startswith(_SUM)})
+        assert self._store is not None
+        rows = {name: value for name, value in state.items() if not name.startswith(_SUM)}
+        self._store.load(rows, self.method.device)
         self.method.load_partial_sums(
             {name.removeprefix(_SUM): value for name, value in state.items() if name.startswith(_SUM)}
         )
@@ -200,3 +212,15 @@ class LiftedLoop(Loop):
         for name in (name for name in states[0] if name.startswith(_SUM) and rank == 0):
             mine[name] = torch.stack([state[name] for state in states]).sum(0)
         return mine
+
+
+def _warn_of_untrained(chain: Chain) -> None:
+    """Say which parameters stay as they are: those of activations."""
+    solved = {id(parameter) for parameter in chain.parameters()}
+    stay = [name for name, p in chain.network.named_parameters() if p.requires_grad and id(p) not in solved]
+    if stay:
+        rank_zero_warn(
+            f"lifted training solves for the weights of affine layers alone; {', '.join(stay)} stay as they are. "
+            "Freeze them (requires_grad_(False)), or train them with an optimizer such as 'adam' afterwards",
+            category=TrainingWarning,
+        )

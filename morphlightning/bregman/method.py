@@ -151,8 +151,21 @@ class Method(ABC):
             if figures := {name: sums.pop(name) for name in list(sums) if name.startswith("figure ")}:
                 self._take_figures(figures)
             reduced = {name: self.reduce(packed) for name, packed in sorted(sums.items())}
-            weights = self.solve(self._unpacked(reduced))
+            weights = self._solve_sums(reduced)
         self._write(weights)
+
+    def _solve_sums(self, reduced: Mapping[str, Tensor]) -> list[Tensor]:
+        """The new weights, also where a pass did not hold all samples.
+
+        Then the input's Gram matrix is that of this pass alone. One of all samples does not fit the moments: that is a
+        pass whose sums were lost in part, when the run was interrupted, and the weights stay.
+        """
+        known, moments = self.input_gram is not None, self._unpacked(reduced)
+        if not self.fixed_input or self.count >= self.size:
+            return self.solve(moments)
+        weights = [self.weights(i) for i in range(len(self.chain))] if known else self.solve(moments)
+        self.input_gram = self.input_gram if known else None
+        return weights
 
     def _write(self, weights: Sequence[Tensor]) -> None:
         if not torch.stack([new.sum() for new in weights]).isfinite().all():  # NaN and inf stay in a sum
@@ -203,11 +216,15 @@ class Method(ABC):
     def _take_input(self, x: Tensor) -> None:
         """Sum the Gram matrix of all inputs, and solve for the pseudoinverse once, where it is not much larger than x.
 
+        Not where x are but some of the samples, for they may be others in the next iteration.
+
         It saves the solves of the first layer: with as many samples as inputs these cost more than the products with x.
         """
         first = self.chain.layers[0].affine
         with full_precision(self.device):
             packed = self.reduce(pack([x.new_full((1,), len(x)), triangle(first.gram(x))]))
+            if packed[0] < self.size:
+                return
             self.input_gram = from_triangle(packed[1:].view(first.shape[0], -1))
             ridge = self.ridge_of(0)
             if ridge is not None and isinstance(first, Dense) and packed[0] <= PSEUDOINVERSE_UP_TO * first.shape[-1]:
@@ -310,12 +327,19 @@ class Method(ABC):
     # ---------------------------------------------------------------------------------------------------------- state
     def state_dict(self) -> dict[str, Any]:
         """The state that is equal on all processes."""
-        return {"iteration": self.iteration}
+        summed = self.fixed_input and self._pseudoinverse is None  # else it is taken anew, from the same inputs
+        return {
+            "iteration": self.iteration,
+            "size": self.size,
+            "input_gram": self.input_gram if summed else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.iteration = state["iteration"]
+        self.iteration, self.size = state["iteration"], state["size"]
         self._norms = [None] * len(self.chain)
+        gram = state["input_gram"]
+        self.input_gram, self._pseudoinverse = gram if gram is None else gram.to(self.device), None
 
     def begins_anew(self, known: int) -> bool:
         """Whether all auxiliary variables have to begin anew when a run resumes with those of so many samples."""

@@ -34,9 +34,8 @@ class SampleStore:
         self.known = torch.zeros(len(range(rank, size, world_size)), dtype=torch.bool)
         self._storage = storage
         self._rows: Samples = {}
-        self._folder: Path | None = None
-        if storage == "memmap":
-            self._folder = Path(tempfile.mkdtemp(prefix="auxiliaries-"))
+        self._folder = tempfile.mkdtemp(prefix="auxiliaries-") if storage == "memmap" else None
+        if self._folder is not None:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def take(self, index: Tensor, device: torch.device) -> tuple[Samples, Tensor] | None:
@@ -70,9 +69,9 @@ class SampleStore:
         kept = {name: values[rows.to(values.device)] for name, values in self._rows.items()}
         return {"index": rows * self.world_size + self.rank, **kept}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Keep what ``state`` gave, here or elsewhere."""
-        self.put(state["index"], {name: values for name, values in state.items() if name != "index"})
+        self.put(state["index"], {name: values.to(device) for name, values in state.items() if name != "index"})
 
     def _positions(self, index: Tensor) -> Tensor:
         return index.cpu() // self.world_size
@@ -84,8 +83,8 @@ class SampleStore:
         shape = (len(self.known), *like.shape[1:])
         if self._folder is None:
             return like.new_zeros(shape, device=like.device if self._storage == "device" else "cpu")
-        count = torch.Size(shape).numel()
-        return torch.from_file(str(self._folder / name), shared=True, size=count, dtype=like.dtype).view(shape)
+        file, count = Path(self._folder) / name, torch.Size(shape).numel()
+        return torch.from_file(str(file), shared=True, size=count, dtype=like.dtype).view(shape)
 
 
 def select(states: Sequence[Mapping[str, Tensor]], rank: int, world_size: int) -> Samples:

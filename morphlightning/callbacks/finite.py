@@ -77,6 +77,11 @@ class FiniteGuard(Callback):
         if not pl_module.automatic_optimization:
             self._raise_fault()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say with an error of somebody else what was met before it on this process."""
+        if self._fault is not None and exception.__cause__ is None:
+            exception.__cause__ = self._fault
+
     def _stop(self, trainer: Trainer, error: MorphLightningError) -> None:
         """Raise now, or before the step where other processes would wait for this one in backward."""
         if trainer.world_size == 1:

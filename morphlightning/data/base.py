@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from morphlightning.data.corruption import TASKS, TRAINING, Corruption, Task
-from morphlightning.data.loader import ResumableLoader
+from morphlightning.data.loader import ResumableLoader, progress_of
 from morphlightning.data.owned import OwnedLoader
 from morphlightning.data.sets import ImageSet
 from morphlightning.errors import ConfigError, DataError
@@ -138,7 +138,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._check(owns or passes == 1, "passes", passes, "1, except for a model that owns samples (lifted training)")
         settings = self._loader_settings() | ({"passes": passes} if owns else {})
         if trainer is not None:
-            settings |= {"progress": partial(_progress, trainer), **(trainer.distributed_sampler_kwargs or {})}
+            settings |= {"progress": partial(progress_of, trainer), **(trainer.distributed_sampler_kwargs or {})}
         return (OwnedLoader if owns else ResumableLoader)(
             self._built("train", "fit"),  # type: ignore[arg-type]
             self.hparams["batch_size"],
@@ -216,14 +216,3 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _check(self, fits: bool, name: str, given: object, expected: str) -> None:
         if not fits:
             raise ConfigError(f"{type(self).__name__}: {name}={given!r}, expected {expected}")
-
-
-def _progress(trainer: L.Trainer) -> tuple[int, int]:
-    """Tell the epoch and how many of its batches went through the optimizer.
-
-    A batch whose step raised does not count, so a checkpoint written on the exception repeats it. The trainer's epoch
-    is right where what it passes to ``set_epoch`` is not: Lightning 2.6 is one ahead once a run with ``max_steps`` has
-    resumed from an epoch's end.
-    """
-    processed: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-    return trainer.current_epoch, processed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
@@ -168,6 +169,17 @@ class ResumableLoader(DataLoader[T]):
                 f"this {type(self).__name__} was made for process {self.rank} of {self.num_replicas} and runs on "
                 f"process {rank} of {size}; make it inside train_dataloader(), or pass num_replicas and rank"
             )
+
+
+def progress_of(trainer: L.Trainer) -> tuple[int, int]:
+    """Tell the epoch and how many of its batches went through the optimizer.
+
+    A batch whose step raised does not count, so a checkpoint written on the exception repeats it. The trainer's epoch
+    is right where what it passes to ``set_epoch`` is not: Lightning 2.6 is one ahead once a run with ``max_steps`` has
+    resumed from an epoch's end.
+    """
+    processed: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    return trainer.current_epoch, processed
 
 
 def process_group() -> tuple[int, int]:

@@ -95,7 +95,7 @@ class TrainingData(NamedTuple):
 
     Attributes:
         size: Samples over all processes, 0 where the loader does not tell.
-        batches_per_pass: Batches of a process in one pass through the data.
+        batches_per_pass: Batches of a process in one pass through the data, 0 where the loader does not tell.
         owned: Whether each batch holds indices, and sample i belongs to process i modulo their number for ever.
         variation: What differs when a sample is served again, in words, or None. Asked for where samples are owned.
         rank: Number of this process.

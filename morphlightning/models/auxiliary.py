@@ -11,22 +11,24 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor
 
-from morphlightning.checkpoint_io import SHARDS, SafeCheckpointIO
+from morphlightning.checkpoint_io import AUXILIARIES, SHARDS, SafeCheckpointIO, shard_folders
 from morphlightning.errors import CheckpointError, ConfigError
 from morphlightning.interfaces import Loop
 
 State = Mapping[str, Tensor]
-FOLDER = "auxiliaries"
 
 
 def save(trainer: L.Trainer, loop: Loop) -> Any:
-    """What a checkpoint holds of the loop's auxiliary state; to be called on every process."""
-    if loop.aux_policy == "none":
+    """What a checkpoint holds of the loop's auxiliary state; to be called on every process.
+
+    Nothing where one of several processes saves alone, after an error: it must not wait for the others.
+    """
+    alone = trainer.world_size > 1 and trainer.interrupted and not trainer.received_sigterm
+    if loop.aux_policy == "none" or alone:
         return []
-    alone = trainer.world_size == 1 or (trainer.interrupted and not trainer.received_sigterm)
     if loop.aux_policy == "shards":
-        return _write_shard(trainer, loop.aux_state(), alone)
-    return [loop.aux_state()] if alone else _gather(trainer, loop.aux_state())
+        return _write_shard(trainer, loop.aux_state())
+    return [loop.aux_state()] if trainer.world_size == 1 else _gather(trainer, loop.aux_state())
 
 
 def load(trainer: L.Trainer, loop: Loop, saved: Any) -> None:
@@ -60,15 +62,14 @@ def _gather(trainer: L.Trainer, state: State) -> Sequence[State | None]:
     return states
 
 
-def _write_shard(trainer: L.Trainer, state: State, alone: bool) -> dict[str, Any]:
+def _write_shard(trainer: L.Trainer, state: State) -> dict[str, Any]:
     """Write this process's file, before the checkpoint that names it is written."""
-    root, token = Path(trainer.log_dir or trainer.default_root_dir), secrets.token_hex(4)
-    token = token if alone else trainer.strategy.broadcast(token)
-    folder = (root / FOLDER / f"step={trainer.global_step}-{token}").resolve()
-    SafeCheckpointIO().save_checkpoint(dict(state), _shard(folder, 0 if alone else trainer.global_rank))
-    if not alone:
-        trainer.strategy.barrier()
-    return {SHARDS: str(folder), "processes": 1 if alone else trainer.world_size}
+    root = Path(trainer.log_dir or trainer.default_root_dir)
+    token = trainer.strategy.broadcast(secrets.token_hex(4))
+    folder = (root / AUXILIARIES / f"step={trainer.global_step}-{token}").resolve()
+    SafeCheckpointIO().save_checkpoint(dict(state), _shard(folder, trainer.global_rank))
+    trainer.strategy.barrier()
+    return {SHARDS: str(folder), "processes": trainer.world_size}
 
 
 def _shard(folder: Path, rank: int) -> Path:
@@ -79,14 +80,12 @@ def _state_of(trainer: L.Trainer, saved: Any, rank: int) -> State:
     if not isinstance(saved, dict):
         state: State = saved[rank]
         return state
-    stored = Path(saved[SHARDS])
-    parents = Path(str(trainer.ckpt_path)).resolve().parents
-    places = [stored, *(parent / FOLDER / stored.name for parent in list(parents)[:3])]
+    places = shard_folders(str(trainer.ckpt_path), saved[SHARDS])
     folder = next((place for place in places if _shard(place, rank).exists()), None)
     if folder is None:
         raise CheckpointError(
-            f"the auxiliary variables of process {rank} are not there: looked for {_shard(stored, rank).name} in "
-            f"{', '.join(map(str, places))}. Put the folder {stored.name} back, in a folder {FOLDER} beside "
+            f"the auxiliary variables of process {rank} are not there: looked for {_shard(places[-1], rank).name} in "
+            f"{', '.join(map(str, places))}. Put the folder {places[-1].name} back, in a folder {AUXILIARIES} beside "
             "the checkpoint"
         )
     return SafeCheckpointIO().load_checkpoint(_shard(folder, rank))

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 
-from morphlightning.data import OwnedLoader
+from morphlightning.data import OwnedLoader, ResumableLoader
+from morphlightning.data.loader import progress_of
 from morphlightning.interfaces import TrainingData
+
+
+def keep_count(trainer: L.Trainer) -> None:
+    """Let a loader of the user's ask this trainer how many batches were worked through, as our data modules do."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, ResumableLoader) and (
+        loader.progress is None or getattr(loader.progress, "func", None) is progress_of
+    ):
+        loader.progress = partial(progress_of, trainer)
 
 
 def ends_pass(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether a batch is the last of a pass; an epoch is one pass, but for loaders that know better."""
-    return trainer.is_last_batch or (batch_idx + 1) % _batches_per_pass(trainer) == 0
+    batches = _batches_per_pass(trainer)
+    return trainer.is_last_batch or (batches > 0 and (batch_idx + 1) % batches == 0)
 
 
 def training_data(trainer: L.Trainer, owned: bool) -> TrainingData:
@@ -42,6 +54,8 @@ def _variation(trainer: L.Trainer, loader: OwnedLoader) -> str | None:
 
 
 def _batches_per_pass(trainer: L.Trainer) -> int:
-    loader: Any = trainer.train_dataloader
-    batches = int(trainer.num_training_batches)
-    return min(loader.batches_per_pass, batches) if isinstance(loader, OwnedLoader) else batches
+    """Batches of a pass, 0 where nobody knows."""
+    loader, batches = trainer.train_dataloader, trainer.num_training_batches
+    if batches == float("inf"):
+        return 0
+    return min(loader.batches_per_pass, int(batches)) if isinstance(loader, OwnedLoader) else int(batches)

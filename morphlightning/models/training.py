@@ -34,7 +34,7 @@ from morphlightning.models import auxiliary
 from morphlightning.models.finite_steps import refused_heuristics
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import build_optimizer, parameter_groups
-from morphlightning.models.passes import ends_pass, training_data
+from morphlightning.models.passes import ends_pass, keep_count, training_data
 
 COMPONENTS = {
     "activation": "activations",
@@ -201,6 +201,7 @@ class PluginTraining(L.LightningModule):
         """Let regularizers, heuristics and the loop look at the model and refuse what they cannot do."""
         if stage != "fit":
             return
+        self._auxiliary = []  # of a file that was loaded otherwise; a checkpoint to resume from comes later
         for regularizer in self.regularizers.values():
             regularizer.bind(self)
         facts, loop = self._facts(), self.optimizer_component
@@ -274,6 +275,20 @@ class PluginTraining(L.LightningModule):
         """Gradients are reduced and unscaled: hand them through the update heuristics."""
         apply_update_heuristics(self, optimizer)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin the metrics anew."""
+        self._reset_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin the metrics anew."""
+        self._reset_metrics("test")
+
+    def _reset_metrics(self, stage: str) -> None:
+        """Forget the tensors that ``Trainer.validate`` left: those of inference mode break a later fit."""
+        stages: Any = getattr(self, "stage_metrics", {})
+        if stage in stages:
+            stages[stage].reset()
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Metrics of a validation batch."""
         self.evaluate(batch, "val")
@@ -293,11 +308,18 @@ class PluginTraining(L.LightningModule):
         checkpoint["morphlightning"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loop's auxiliary state until the loop is bound."""
+        """Keep the loop's auxiliary state until the loop is bound.
+
+        Parameters take their dtype now: Lightning gives it to them after it has loaded the weights, which in float64
+        would have been rounded by then.
+        """
+        if self._trainer is not None:
+            self.trainer.precision_plugin.convert_module(self)
         self._auxiliary = checkpoint.get("morphlightning", {}).get("auxiliary", [])
 
     def on_train_start(self) -> None:
         """Let the loop look at the training data, and restore its auxiliary state."""
+        keep_count(self.trainer)
         saved, self._auxiliary = self._auxiliary, []
         if isinstance(self.optimizer_component, Loop):
             loop = self.optimizer_component

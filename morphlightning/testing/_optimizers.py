@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphlightning.errors import NotSupportedError
 from morphlightning.interfaces import Group, Heuristic, Loop, TorchOptimizer
 from morphlightning.ops.statistics import gap_histogram
 from morphlightning.testing._subject import (
@@ -133,22 +134,22 @@ def schedules_finite_rates(subject: Subject) -> None:
 
 # ------------------------------------------------------------------------------------------------------- loops
 def steps_once_a_batch(subject: Subject) -> None:
-    """A loop trains through a Trainer with automatic optimization off; global_step advances once a batch."""
-    loop = _loop(subject)
+    """A loop trains through a Trainer with automatic optimization off; global_step advances once a batch or a pass."""
+    model = _model(subject)
     from morphlightning.testing import _training
 
-    model = _training.classifier(optimizer=loop)
     trainer = _training.fit(model, epochs=2)
     assert model.automatic_optimization is False, "automatic_optimization is on"
-    assert trainer.global_step == 2 * _training.BATCHES, f"{trainer.global_step} after {2 * _training.BATCHES} batches"
+    once = "a pass" if model.optimizer_component.steps_once_a_pass else "a batch"
+    due = 2 * (1 if once == "a pass" else _training.BATCHES)
+    assert trainer.global_step == due, f"{trainer.global_step} after two epochs, expected {due}: once {once}"
 
 
 def changes_the_network(subject: Subject) -> None:
     """After an epoch of a loop the parameters are finite, and not those of the start."""
-    loop = _loop(subject)
+    model = _model(subject)
     from morphlightning.testing import _training
 
-    model = _training.classifier(optimizer=loop)
     start = copy.deepcopy(model.state_dict())
     _training.fit(model, epochs=1)
     after = model.state_dict()
@@ -158,10 +159,9 @@ def changes_the_network(subject: Subject) -> None:
 
 def resumes_bit_for_bit(subject: Subject) -> None:
     """Two epochs of a loop equal one epoch, a checkpoint, and another one in a new Trainer."""
-    loops = [_loop(subject) for _ in range(3)]
+    straight, first, second = (_model(subject) for _ in range(3))
     from morphlightning.testing import _training
 
-    straight, first, second = (_training.classifier(optimizer=loop) for loop in loops)
     _training.fit(straight, epochs=2)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "one.ckpt"
@@ -194,12 +194,19 @@ def _torch_optimizer(subject: Subject) -> TorchOptimizer:
     return component
 
 
-def _loop(subject: Subject) -> Any:
-    """What a model is given to train with the loop."""
-    component = subject.build()
+def _model(subject: Subject) -> Any:
+    """A model that trains with the loop: with max-plus layers, or without them where it refuses those."""
+    component, probe = subject.build(), subject.build()
     if not isinstance(component, Loop):
         raise Skipped("a torch optimizer")
-    return subject.spec if isinstance(subject.spec, str | dict) else component
+    from morphlightning.testing import _training
+
+    try:
+        _training.classifier(optimizer=probe).configure_optimizers()
+        plain = False
+    except NotSupportedError:
+        plain = True
+    return _training.classifier(plain, optimizer=subject.spec if isinstance(subject.spec, str | dict) else component)
 
 
 class _Recorded:

@@ -15,10 +15,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers.logger import Logger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from morphlightning.models import MorphologicalClassifier
+from morphlightning.data import indexed
+from morphlightning.models import MorphologicalClassifier, PluginTraining
 from morphlightning.testing._subject import require_equal
 
 BATCHES = 4
@@ -41,11 +42,12 @@ class KeyLogger(Logger):
         """Nothing is kept of them."""
 
 
-def classifier(**components: Any) -> MorphologicalClassifier:
-    """A small dense morphological classifier, the same at each call."""
+def classifier(plain: bool = False, **components: Any) -> MorphologicalClassifier:
+    """A small dense classifier, the same at each call: morphological, or ``plain``, of linear layers and ReLU alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return MorphologicalClassifier(in_shape=(1, 2, 4), num_classes=3, channels=(), hidden=(6,), **components)
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ReLU()) if plain else None
+        return MorphologicalClassifier((1, 2, 4), 3, channels=(), hidden=(6,), backbone=backbone, **components)
 
 
 def data() -> DataLoader[tuple[Tensor, ...]]:
@@ -58,7 +60,7 @@ def data() -> DataLoader[tuple[Tensor, ...]]:
 
 
 def fit(
-    model: pl.LightningModule,
+    model: PluginTraining,
     epochs: int = 2,
     *,
     resume_from: Path | None = None,
@@ -66,7 +68,7 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     logger: Logger | None = None,
 ) -> pl.Trainer:
-    """Train in this process on the CPU, quietly, from a fixed random state."""
+    """Train in this process on the CPU, quietly, from a fixed random state; with indices for what owns samples."""
     torch.manual_seed(4)
     random.seed(4)
     np.random.seed(4)
@@ -83,7 +85,8 @@ def fit(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(model, data(), ckpt_path=resume_from, weights_only=None if resume_from is None else True)
+        loader = indexed(data()) if model.owns_samples else data()
+        trainer.fit(model, loader, ckpt_path=resume_from, weights_only=None if resume_from is None else True)
         if save_to is not None:
             trainer.save_checkpoint(save_to)
     return trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_states_are_selected_for_other_numbers_of_processes(
         expected = torch.tensor([i for i in range(rank, size, after) if i not in unknown], dtype=torch.long)
         assert torch.equal(mine["index"], expected)
         store = SampleStore(size, rank, after, storage)
-        store.load(mine)
+        store.load(mine, CPU)
         found.append(int(store.known.sum()))
         if len(expected):
             check(store, expected)
@@ -201,10 +202,10 @@ def test_files_are_gone_with_the_store():
     store.put(index, values(index))
     folder = store._folder
     assert folder is not None
-    assert {file.name for file in folder.iterdir()} == {"x1", "z1", "counted"}
+    assert sorted(os.listdir(folder)) == ["counted", "x1", "z1"]
     taken = store.take(index, CPU)
     del store
     gc.collect()
-    assert not folder.exists()
+    assert not os.path.exists(folder)
     assert taken is not None
     assert torch.equal(taken[0]["x1"], values(index)["x1"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from morphlightning import registry
+from morphlightning.errors import NotSupportedError
 from morphlightning.interfaces import (
     DerivativeRule,
     Heuristic,
@@ -489,6 +490,38 @@ class Hiding(HandLoop):
         return super().step(batch, context)
 
 
+@dataclass
+class WholePass(HandLoop):
+    """Descends once a pass, on samples that it owns, through networks without max-plus layers."""
+
+    steps_once_a_pass = True
+    owns_samples = True
+
+    def bind(self, network: nn.Module, groups: Any) -> None:
+        if any(group.role == "morph" for group in groups):
+            raise NotSupportedError("max-plus layers")
+        super().bind(network, groups)
+        self._batches: list[Any] = []
+
+    def step(self, batch: Any, context: Any) -> dict[str, Tensor]:
+        assert batch.indices is not None
+        self._batches.append(batch)
+        if not context.ends_pass:
+            return {}
+        batches, self._batches = self._batches, []
+        whole = type(batch)(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        return super().step(whole, context)
+
+
+@breaks("optimizers", "steps_once_a_batch")
+@dataclass
+class Hasty(WholePass):
+    """Says that it steps once a pass, and steps in each batch."""
+
+    def step(self, batch: Any, context: Any) -> dict[str, Tensor]:
+        return HandLoop.step(self, batch, context)
+
+
 # ------------------------------------------------------------------------------------------------ activations
 class Identity(nn.Module):
     """The identity."""
@@ -675,6 +708,7 @@ SOUND = [
     ("initializers", Lowest),
     ("optimizers", Descent),
     ("optimizers", HandLoop),
+    ("optimizers", WholePass),
     ("activations", Identity),
     ("regularizers", Squares),
     ("diagnostics", Watching),
