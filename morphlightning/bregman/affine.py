@@ -138,7 +138,7 @@ class Dense(Affine):
 
         With G = W W^T and p = 32, ||G|| <= ||G^p||_F^(1/p) <= d^(1/2p) ||G||.
         """
-        weight = self.module.weight.to(torch.promote_types(self.module.weight.dtype, torch.float32))
+        weight, scale = _scaled(self.module.weight)
         power = weight @ weight.mT if weight.shape[0] < weight.shape[1] else weight.mT @ weight
         tiny, logarithm = torch.finfo(power.dtype).tiny, power.new_zeros(())
         for doubled in range(SQUARINGS):
@@ -146,7 +146,8 @@ class Dense(Affine):
             logarithm = logarithm + size.log() / 2**doubled
             power = power / size.clamp_min(tiny)
             power = power @ power
-        return (logarithm + power.norm().log() / 2**SQUARINGS).exp()
+        bound: Tensor = (logarithm + power.norm().log() / 2**SQUARINGS).exp()
+        return bound * scale**2
 
 
 class Convolution(Affine):
@@ -206,7 +207,7 @@ class Convolution(Affine):
 
     def squared_norm(self, x: Tensor) -> Tensor:
         """As the base, an estimate: 5 % above the largest eigenvalue of W^T W that Lanczos' iteration finds."""
-        weight = self.module.weight.to(torch.promote_types(self.module.weight.dtype, torch.float32))
+        weight, scale = _scaled(self.module.weight)
         shape, tiny = self.reshaped(x.new_zeros(1, *x.shape[1:])).shape, torch.finfo(weight.dtype).tiny
         v, before, beta = _direction(shape).to(weight), weight.new_zeros(shape), weight.new_zeros(())
         diagonal, beside = [], []
@@ -218,13 +219,21 @@ class Convolution(Affine):
             beside.append(beta)
             before, v = v, image / beta.clamp_min(tiny)
         band = torch.diag(torch.stack(beside[:-1]), -1)
-        return NORM_MARGIN * torch.linalg.eigvalsh(torch.diag(torch.stack(diagonal)) + band)[-1]
+        largest: Tensor = torch.linalg.eigvalsh(torch.diag(torch.stack(diagonal)) + band)[-1]
+        return NORM_MARGIN * largest * scale**2
+
+
+def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight over its largest entry, and that: squares of squares must neither vanish nor overflow."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    scale = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+    return weight / scale, scale
 
 
 def _direction(shape: torch.Size) -> Tensor:
     """A unit vector, always the same, without structure: a constant one is orthogonal to filters that sum to 0."""
     vector = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
-    return vector / vector.norm()
+    return vector.div_(vector.norm())
 
 
 def paddings(module: nn.Conv2d) -> tuple[int, int]:

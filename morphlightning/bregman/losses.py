@@ -119,8 +119,8 @@ class CrossEntropy(OutputLoss):
             raise ShapeError(f"CrossEntropy: {len(target)} targets for {len(output)} outputs")
         if ((target < 0) | (target >= output.shape[1])).any():
             raise ShapeError(
-                f"CrossEntropy: expected class indices from 0 to {output.shape[1] - 1}, as many as there are outputs, got "
-                f"{int(target.min())} to {int(target.max())}"
+                f"CrossEntropy: expected class indices from 0 to {output.shape[1] - 1}, as many as there are outputs, "
+                f"got {int(target.min())} to {int(target.max())}"
             )
         return F.one_hot(target.long(), output.shape[1]).to(output.dtype)
 

@@ -81,6 +81,6 @@ def check_finite(gram: Tensor, where: str) -> None:
     """Raise NonFiniteError where a Gram matrix is not finite."""
     if not gram.isfinite().all():
         raise NonFiniteError(
-            f"the Gram matrix of the inputs of layer {where} is not finite. Look for NaN or inf in the inputs, or train "
-            "in float64. The weights are those before this step"
+            f"the Gram matrix of the inputs of layer {where} is not finite. Look for NaN or inf in the inputs, or "
+            "train in float64. The weights are those before this step"
         )

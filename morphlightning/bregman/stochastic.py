@@ -136,12 +136,12 @@ class _WithoutMemory(Lifted):
         batch = self.sweep(LiftedBatch(self, self.start(x, y), x, y))
         self.add_moments(batch.x, batch.targets())
 
-    def step(self, i: int, moments: Moments, gram: Tensor, ridge: float) -> Tensor:
-        """D with D (gram + ridge I) = the gradient in V of the objective, as a mean over the batch."""
+    def step(self, i: int, moments: Moments, gram: Tensor, held: float) -> Tensor:
+        """D with D (gram + (lambda / n + held) I) = the gradient in V of the objective, as a mean over the batch."""
         check_positive(type(self).__name__, size=self.size)
-        v = self.weights(i)
-        slope = self.curvature(i) / self.count * (v @ moments.gram - moments.moment) + self.ridge[i] / self.size * v
-        return self.regress(i, Moments(gram, slope), ridge)
+        v, ridge = self.weights(i), self.ridge[i] / self.size
+        slope = self.curvature(i) / self.count * (v @ moments.gram - moments.moment) + ridge * v
+        return self.regress(i, Moments(gram, slope), ridge + held)
 
 
 class Memoryless(_WithoutMemory):
@@ -185,7 +185,7 @@ class Memoryless(_WithoutMemory):
 
     def _step(self, i: int, moments: Moments) -> Tensor:
         gram = self.curvature(i) * moments.gram / self.count
-        return self.step(i, moments, gram, self.ridge[i] / self.size + 1 / self.tau)
+        return self.step(i, moments, gram, 1 / self.tau)
 
 
 class MovingAverage(_WithoutMemory):
@@ -245,7 +245,7 @@ class MovingAverage(_WithoutMemory):
 
     def _step(self, i: int, moments: Moments) -> Tensor:
         average = self._averages[i] / (1 - self.beta ** (self.iteration + 1))
-        return self.step(i, moments, average, self.ridge[i] / self.size + self.damping)
+        return self.step(i, moments, average, self.damping)
 
     def state_dict(self) -> dict[str, Any]:
         """With the averages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ def dense(*activations: nn.Module, sizes: tuple[int, ...] = (6, 5, 4, 3)) -> nn.
     """Linear layers with activations between them."""
     torch.manual_seed(1)
     modules: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(sizes)):
         modules += [nn.Linear(before, after, bias=i != 1), *activations[i : i + 1]]
     return nn.Sequential(*modules).double()
 
@@ -262,7 +263,7 @@ def test_x_steps_lower_the_lagrangian(network: str, x_step: Any):
             assert lagrangian(method, batch.x, batch.z, batch.m, batch.y) <= before * (1 + 1e-13)
 
 
-# ------------------------------------------------------------------------------------------------ the W-step, the M-step
+# ----------------------------------------------------------------------------------------------- the W-step, the M-step
 def run_blocks(method: Badmm, batch: _Batch, x: Tensor, y: Tensor) -> None:
     """The W-step at the batch as it is: a method whose order begins with W."""
     method.before, method.after = "", "XZM"
@@ -359,7 +360,7 @@ class Plain:
     def step_z(self, i: int) -> None:
         s, z, u, m, rho = self.settings, self.z[i], self.u(i), self.m[i], self.settings.rho[i]
         if i == len(self.z) - 1:
-            if s.loss.has_prox:
+            if s.loss.is_quadratic:
                 self.z[i] = (s.loss.lipschitz * self.y + rho * u - m) / (s.loss.lipschitz + rho)
             else:
                 t = s.tau_z / s.loss.lipschitz
@@ -439,7 +440,8 @@ def test_iterations_are_those_written_down_plainly(variant: str, order: str):
     assert method.iteration == 8
     if order.endswith("W"):  # nothing is deferred
         found = [[samples[f"{name}{i + 1}"] for i in range(3)] for name in "zm"]
-        assert distance(found[0], plain.z) < 1e-10 and distance(found[1], plain.m) < 1e-10
+        assert distance(found[0], plain.z) < 1e-10
+        assert distance(found[1], plain.m) < 1e-10
         assert distance([samples["x1"], samples["x2"]], plain.x[1:]) < 1e-10
 
 
@@ -450,7 +452,7 @@ def test_an_iteration_in_pieces_is_the_whole(network: str, order: str):
     whole = Badmm(B.Chain(NETWORKS[network](nn.ReLU(), nn.ELU())), B.SquaredError(), order=order, **SETTINGS)
     pieces = Badmm(B.Chain(NETWORKS[network](nn.ReLU(), nn.ELU())), B.SquaredError(), order=order, **SETTINGS)
     samples, cuts = whole.start(x, y), [0, 5, 5, 6, 17, N]  # an empty piece among them
-    parts = [slice(low, high) for low, high in zip(cuts, cuts[1:], strict=False)]
+    parts = [slice(low, high) for low, high in itertools.pairwise(cuts)]
     shares = [pieces.start(x[part], y[part]) for part in parts]
     for k in range(8):
         whole.monitored = pieces.monitored = k % 2 == 1
@@ -486,7 +488,8 @@ def test_targets_and_inputs_stay_as_they_are():
         kept, samples = (x.clone(), y.clone()), method.start(x, y)
         for _ in range(3):
             method.iterate(samples, x, y)
-        assert torch.equal(x, kept[0]) and torch.equal(y, kept[1])
+        assert torch.equal(x, kept[0])
+        assert torch.equal(y, kept[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- monitors
@@ -502,6 +505,7 @@ def test_monitors_change_no_bit():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@torch.no_grad()
 def test_monitors_say_what_they_claim():
     network = dense(nn.ReLU(), nn.Tanh())
     method, (x, y) = Badmm(B.Chain(network), B.SquaredError(), **{**SETTINGS, "order": "ZXMW"}), data()
@@ -573,7 +577,8 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 def test_settings_at_the_edge_are_accepted():
     chain = B.Chain(dense(nn.ReLU(), nn.ReLU()))
     method = Badmm(chain, B.SquaredError(), tau_m=0.0, ridge=0, rho=[1.0, 2.0], mu=10.0, tau_z=1.99)
-    assert method.rho == [1.0, 2.0, 2.0] and method.ridge == [0.0, 0.0, 0.0]
+    assert method.rho == [1.0, 2.0, 2.0]
+    assert method.ridge == [0.0, 0.0, 0.0]
     single = Badmm(B.Chain(nn.Linear(2, 2)), B.SquaredError(), ridge=(100.0, 1.0))  # a pair fits every network
     assert single.ridge == [100.0]
 
@@ -597,7 +602,7 @@ def test_monitors_of_zeros_are_finite():
     for _ in range(3):
         method.iterate(samples, x, y)
         assert all(figure.isfinite() for figure in method.figures.values())
-        assert float(method.figures["dual_residual"]) < 1e3 or method.iteration == 1
+    assert float(method.figures["dual_residual"]) < 1  # without multipliers too
 
 
 def test_a_single_layer_is_ridge_regression():

@@ -159,7 +159,8 @@ def test_a_layer_that_cannot_be_lifted_is_named_with_its_path_and_reason(case: s
     module = make()
     found = faults(nn.Sequential(nn.Linear(4, 4), nn.Sequential(module, nn.ReLU()), nn.Linear(4, 2)))
     assert len(found) == 1
-    assert found[0].startswith(f"1.0 ({type(module).__name__}): ") and reason in found[0]
+    assert found[0].startswith(f"1.0 ({type(module).__name__}): ")
+    assert reason in found[0]
 
 
 def pruned() -> nn.Linear:
@@ -199,7 +200,8 @@ def test_an_affine_layer_that_cannot_be_solved_for_is_named(case: str):
     module = make()
     found = faults(nn.Sequential(nn.Sequential(module), nn.ReLU(), nn.Linear(4, 2)))
     assert len(found) == 1
-    assert found[0].startswith(f"0.0 ({type(module).__name__}): ") and reason in found[0]
+    assert found[0].startswith(f"0.0 ({type(module).__name__}): ")
+    assert reason in found[0]
 
 
 def test_a_frozen_bias_alone_is_refused_too():
@@ -227,7 +229,8 @@ def test_an_activation_at_the_end_is_refused_with_a_way_out():
         nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Identity()),
     ):
         (found,) = faults(network)
-        assert found.startswith("1 (Sigmoid)") and "BregmanLoss" in found
+        assert found.startswith("1 (Sigmoid)")
+        assert "BregmanLoss" in found
 
 
 def test_an_activation_without_an_affine_layer_before_it_is_refused():
@@ -246,7 +249,8 @@ def test_a_reshape_before_an_activation_is_refused():
 @pytest.mark.parametrize("module", [nn.Flatten(0), nn.Flatten(0, 1), nn.Unflatten(0, (2, 2))])
 def test_a_reshape_of_the_samples_is_refused(module: nn.Module):
     (found,) = faults(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), module, nn.Linear(4, 2)))
-    assert found.startswith("2 (") and "axis of the samples" in found
+    assert found.startswith("2 (")
+    assert "axis of the samples" in found
 
 
 def test_networks_without_affine_layers_are_refused():

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from morphlightning import bregman as B
@@ -89,27 +88,22 @@ def test_the_target_majorizes(case: tuple[OutputLoss, Tensor, Tensor]):
 
 
 @given(st.floats(0.05, 20), st.floats(0.1, 5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_proximal_map_is_the_minimizer(rho: float, weight: float):
     torch.manual_seed(0)
     loss, v, y = SquaredError(weight), values(3, 2), values(3, 2)
-
-    def objective(flat: list[float]) -> tuple[float, list[float]]:
-        z = torch.tensor(flat, dtype=DOUBLE).view_as(v).requires_grad_()
-        value = loss.value(z, y).sum() + rho / 2 * (z - v).square().sum()
-        value.backward()
-        return float(value), z.grad.flatten().tolist()
-
-    found = minimize(objective, torch.zeros(6).tolist(), jac=True, method="BFGS", options={"gtol": 1e-10})
     kept = v.clone()
     result = loss.prox_(kept, y, rho)
     assert result is kept
-    torch.testing.assert_close(result.flatten(), torch.tensor(found.x), rtol=1e-6, atol=1e-6)
+    z = result.clone().requires_grad_()
+    (loss.value(z, y).sum() + rho / 2 * (z - v).square().sum()).backward()
+    assert z.grad is not None
+    assert float(z.grad.abs().max()) < 1e-12 * (1 + rho + weight)
 
 
 def test_losses_without_a_proximal_map_say_so(case: tuple[OutputLoss, Tensor, Tensor]):
     loss, z, y = case
-    if loss.has_prox:
+    if loss.is_quadratic:
         assert isinstance(loss, SquaredError)
         return
     with pytest.raises(NotImplementedError, match=f"{type(loss).__name__} has no closed form"):
@@ -160,7 +154,8 @@ def test_the_bregman_loss_of_softmax_is_cross_entropy_up_to_the_targets_entropy(
 def test_large_outputs_stay_finite():
     z, y = torch.tensor([[1e4, -1e4]]), torch.tensor([[0.0, 1.0]])
     for loss in (CrossEntropy(), BregmanLoss(nn.Sigmoid()), BregmanLoss(nn.Softmax(-1))):
-        assert loss.value(z, y).isfinite().all() and loss.gradient(z, y).isfinite().all()
+        assert loss.value(z, y).isfinite().all()
+        assert loss.gradient(z, y).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------- names, targets
@@ -173,7 +168,7 @@ def test_names_and_objects():
 
 @pytest.mark.parametrize("given", [nn.MSELoss(), nn.MSELoss(reduction="none"), F.mse_loss, "mse_loss"])
 def test_means_are_refused_with_the_reason_and_what_to_do(given: object):
-    with pytest.raises(ConfigError, match="cannot be lifted: means .* off by their number; 'squared_error'"):
+    with pytest.raises(ConfigError, match=r"cannot be lifted: means .* off by their number; 'squared_error'"):
         output_loss(given)
 
 
@@ -193,7 +188,7 @@ def test_means_are_refused_with_the_reason_and_what_to_do(given: object):
     ],
 )
 def test_unknown_losses_are_refused(given: object):
-    with pytest.raises(ConfigError, match="cannot be lifted.*'squared_error', 'cross_entropy', BregmanLoss"):
+    with pytest.raises(ConfigError, match=r"cannot be lifted.*'squared_error', 'cross_entropy', BregmanLoss"):
         output_loss(given)
 
 
@@ -202,7 +197,8 @@ def test_targets_of_as_many_values_take_the_outputs_shape():
     for loss in (SquaredError(), BregmanLoss(nn.Identity())):
         y = torch.arange(30).view(5, 2, 3)
         found = loss.targets(y, z)
-        assert found.shape == z.shape and found.dtype == z.dtype
+        assert found.shape == z.shape
+        assert found.dtype == z.dtype
         assert torch.equal(found, y.flatten(1).double())
         for wrong in (torch.zeros(5, 5), torch.zeros(6, 5), torch.zeros(30), torch.zeros(())):
             with pytest.raises(ShapeError, match=r"\(5, 6\), the target "):
@@ -213,7 +209,8 @@ def test_classes_become_probabilities():
     z = torch.randn(3, 4, dtype=DOUBLE)
     for dtype in (torch.int64, torch.int32, torch.uint8):
         found = CrossEntropy().targets(torch.tensor([0, 3, 1], dtype=dtype), z)
-        assert found.dtype == DOUBLE and torch.equal(found.argmax(1), torch.tensor([0, 3, 1]))
+        assert found.dtype == DOUBLE
+        assert torch.equal(found.argmax(1), torch.tensor([0, 3, 1]))
         assert torch.equal(found.sum(1), torch.ones(3, dtype=DOUBLE))
 
 
@@ -249,4 +246,5 @@ def test_no_samples():
     for loss, y in ((SquaredError(), torch.zeros(0, 4)), (CrossEntropy(), torch.zeros(0, dtype=torch.long))):
         z = torch.zeros(0, 4)
         y = loss.targets(y, z)
-        assert loss.value(z, y).shape == (0,) and loss.gradient(z, y).shape == (0, 4)
+        assert loss.value(z, y).shape == (0,)
+        assert loss.gradient(z, y).shape == (0, 4)
