@@ -34,8 +34,9 @@ class SampleStore:
         self.known = torch.zeros(len(range(rank, size, world_size)), dtype=torch.bool)
         self._storage = storage
         self._rows: Samples = {}
-        self._folder = tempfile.mkdtemp(prefix="auxiliaries-") if storage == "memmap" else None
-        if self._folder is not None:
+        self._folder: Path | None = None
+        if storage == "memmap":
+            self._folder = Path(tempfile.mkdtemp(prefix="auxiliaries-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def take(self, index: Tensor, device: torch.device) -> tuple[Samples, Tensor] | None:
@@ -83,8 +84,8 @@ class SampleStore:
         shape = (len(self.known), *like.shape[1:])
         if self._folder is None:
             return like.new_zeros(shape, device=like.device if self._storage == "device" else "cpu")
-        file, count = Path(self._folder) / name, torch.Size(shape).numel()
-        return torch.from_file(str(file), shared=True, size=count, dtype=like.dtype).view(shape)
+        count = torch.Size(shape).numel()
+        return torch.from_file(str(self._folder / name), shared=True, size=count, dtype=like.dtype).view(shape)
 
 
 def select(states: Sequence[Mapping[str, Tensor]], rank: int, world_size: int) -> Samples:
