@@ -90,7 +90,7 @@ def run(chosen: argparse.Namespace) -> None:
         module = importlib.import_module(PARTS[part])
         with report.part(part, module.__doc__):
             module.run(setting, report)
-    report.finish()
+    report.finish(chosen.quick)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class Report:
         plots.save(figure, path)
         self.write(f"\n![{name.replace('_', ' ')}]({path.name})\n")
 
-    def finish(self) -> None:
+    def finish(self, quick: bool) -> None:
+        if quick:
+            self.console.print("the sizes of --quick are too small to judge by")
         self.console.print(f"results: {self.folder}", soft_wrap=True)
 
     def write(self, text: str) -> None:
