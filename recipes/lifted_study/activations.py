@@ -103,5 +103,10 @@ def conclude(runs: list[Run], increases: dict[str, float], last: int, report: Re
         + f". Lifted MM reaches from {scores[worst]:.2f} dB ({worst}) to {scores[best]:.2f} dB ({best})."
     )
     top = max(increases, key=increases.__getitem__)
-    holds = "never increases by more than rounding" if increases[top] <= ROUNDING else "DOES increase"
-    report.say(f"The lifted objective {holds}: at most by {increases[top]:.1e} in an iteration, relative ({top}).")
+    if increases[top] < 0:
+        found = f"falls in every iteration, relatively by {-increases[top]:.1e} at least ({top})"
+    elif increases[top] <= ROUNDING:
+        found = f"never increases by more than rounding, relatively by {increases[top]:.1e} at most ({top})"
+    else:
+        found = f"DOES INCREASE, relatively by up to {increases[top]:.1e} ({top})"
+    report.say(f"The lifted objective {found}.")
