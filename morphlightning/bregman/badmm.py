@@ -24,6 +24,7 @@ from morphlightning.bregman.method import (
     check_below_two,
     per_layer,
 )
+from morphlightning.bregman.normal_equations import largest_eigenvalue
 from morphlightning.errors import ConfigError, NotSupportedError
 
 ZStep = Literal["linearized", "gradient", "bregman", "exact"]
@@ -169,7 +170,7 @@ class Badmm(Method):
 
     def _gradient_step(self, i: int, gram: Tensor, moment: Tensor) -> Tensor:
         rho, ridge, v = self.rho[i], self.ridge[i], self.weights(i)
-        curvature = rho * torch.linalg.eigvalsh(gram)[:, -1, None, None] + ridge
+        curvature = rho * largest_eigenvalue(gram, self.chain.layers[i].affine.name)[:, None, None] + ridge
         new: Tensor = v + self.tau_w / curvature * (rho * (moment - v @ gram) - ridge * v)
         return new
 

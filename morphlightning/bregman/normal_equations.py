@@ -69,9 +69,26 @@ def factor(gram: Tensor, ridge: float, where: str) -> Tensor:
     diagonal.add_(ridge + JITTER * torch.finfo(gram.dtype).eps * diagonal.mean(-1, keepdim=True))
     lower, info = torch.linalg.cholesky_ex(regular)
     if info.any() or not lower.isfinite().all():
-        raise NonFiniteError(
-            f"the least-squares problem of layer {where} has no solution: its Gram matrix plus ridge={ridge:g} is "
-            f"{'singular to working precision' if gram.isfinite().all() else 'not finite'}. Look for NaN or inf in the "
-            "inputs, raise ridge, or train in float64. The weights are those before this step"
-        )
+        raise _unsolvable(gram, f"plus ridge={ridge:g} ", where)
     return lower  # type: ignore[no-any-return]
+
+
+def largest_eigenvalue(gram: Tensor, where: str) -> Tensor:
+    """Of symmetric matrices (groups, d, d), (groups,).
+
+    Raises:
+        NonFiniteError: The sums are not finite, or so far apart that no eigenvalue is found.
+    """
+    try:
+        values: Tensor = torch.linalg.eigvalsh(gram)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise _unsolvable(gram, "", where) from error
+    return values[:, -1]
+
+
+def _unsolvable(gram: Tensor, with_ridge: str, where: str) -> NonFiniteError:
+    fault = "singular to working precision" if gram.isfinite().all() else "not finite"
+    return NonFiniteError(
+        f"the least-squares problem of layer {where} has no solution: its Gram matrix {with_ridge}is {fault}. Look for "
+        "NaN or inf in the inputs, raise ridge, or train in float64. The weights are those before this step"
+    )

@@ -17,13 +17,13 @@ from training import Run, adam, adam_batches, badmm, lifted_batches, mm, network
 from morphlightning.bregman import Incremental
 
 MUS = (0.1, 0.3, 1.0, 3.0, 10.0)
-RIDGES = {"ridge": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "ridge_2": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
+RIDGES = {"ridge": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "ridge_2": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)}
 START = {"ridge": 10.0, "ridge_2": 0.3}
 
 
 def candidates(batch: int) -> list[Candidate]:
     in_batches = partial(lifted_batches, Incremental, batch, False)
-    rates = {"lr": RATES, "weight_decay": (*DECAYS, 3e-3, 1e-2)}
+    rates = {"lr": (*RATES, 0.1, 0.3), "weight_decay": (*DECAYS, 3e-3, 1e-2)}
     adams = {"lr": 3e-3, "weight_decay": 1e-4}
     return [
         *(Candidate(f"lifted MM, mu {mu:g}", mm, {"mu": mu}, RIDGES, START) for mu in MUS),

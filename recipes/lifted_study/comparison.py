@@ -18,7 +18,7 @@ from training import Run, Step, Way, badmm, mm, network
 from morphlightning.bregman import Chain
 
 RIDGE = {"ridge": 100.0, "ridge_2": 1.0}
-WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 PENALTIES = {"gamma": WEIGHTS, "rho": WEIGHTS}
 
 
