@@ -51,8 +51,8 @@ def run(setting: Setting, report: Report) -> None:
         last,
     )
     found = contest.hold(candidates(setting.size(BATCH, 50), setting.size(ADAMS_BATCH, 25)), report)
-    title = f"{pixels}-{hidden}-{pixels}, {size} images, {len(setting.seeds)} seeds: mean ± deviation after epochs"
-    report.table(title, summary(found, sorted({1, 5, last})))
+    title = f"{pixels}-{hidden}-{pixels}, {size} images, {len(setting.seeds)} seeds"
+    report.table(f"{title}: mean ± deviation", summary(found, sorted({1, 5, last})))
     report.figure("curves", plots.curves(found, title, ("epoch", "training MSE", "held-out PSNR, dB")))
     conclude(found, last, report)
 

@@ -52,8 +52,8 @@ def run(setting: Setting, report: Report) -> None:
     )
     offered = candidates(100 if not setting.quick else 50)
     found = contest.hold(offered[:: setting.size(1, 4)], report)
-    title = f"{pixels}-{hidden}-10, {size} images, {len(setting.seeds)} seeds: mean ± deviation"
-    report.table(title, summary(found, (setting.size(20, 5), last), ("CE", "accuracy")))
+    title = f"{pixels}-{hidden}-10, {size} images, {len(setting.seeds)} seeds"
+    report.table(f"{title}: mean ± deviation", summary(found, (setting.size(20, 5), last), ("CE", "accuracy")))
     report.figure("curves", plots.curves(found, title, ("iteration", "training cross-entropy", "test accuracy, %")))
     conclude(found, last, report)
 

@@ -60,8 +60,8 @@ def run(setting: Setting, report: Report) -> None:
         at[1],
     )
     found = contest.hold(CANDIDATES, report)
-    title = f"{pixels}-{hidden}-{pixels}, {size} images, {len(setting.seeds)} seeds: mean ± deviation"
-    report.table(title, summary(found, at, digits=5))
+    title = f"{pixels}-{hidden}-{pixels}, {size} images, {len(setting.seeds)} seeds"
+    report.table(f"{title}: mean ± deviation", summary(found, at, digits=5))
     report.figure("curves", plots.curves(found, title, ("iteration", "training MSE", "held-out PSNR, dB")))
     conclude(found, at, report)
 

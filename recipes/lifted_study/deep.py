@@ -36,10 +36,8 @@ def run(setting: Setting, report: Report) -> None:
         last,
     )
     found = contest.hold(CANDIDATES, report)
-    title = (
-        f"{pixels}-{'-'.join(map(str, inner))}-{pixels}, {size} images, {len(setting.seeds)} seeds: mean ± deviation"
-    )
-    report.table(title, summary(found, (early, last), digits=5))
+    title = f"{pixels}-{'-'.join(map(str, inner))}-{pixels}, {size} images, {len(setting.seeds)} seeds"
+    report.table(f"{title}: mean ± deviation", summary(found, (early, last), digits=5))
     report.figure("curves", plots.curves(found, title, ("iteration", "training MSE", "held-out PSNR, dB")))
     conclude(found, early, last, report)
 

@@ -46,13 +46,14 @@ def curves(found: Mapping[str, Sequence[Run]], title: str, labels: tuple[str, st
     """Losses (logarithmic) and scores of all methods against iterations, means and extents over seeds.
 
     Args:
-        found: Runs by method; Adam's are dashed.
+        found: Runs by method; Adam's are dashed, those for which no colour is left dotted.
         title: Of the figure.
         labels: Of the iterations, the loss and the score.
     """
     figure, ((left, right),) = panels(1, 2, 4.8, 3.9)
     for number, (name, runs) in enumerate(found.items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": "--" if "Adam" in name else "-"}
+        line = "--" if "Adam" in name else "-" if number < len(COLOURS) else ":"
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
         for axis, what in ((left, "loss"), (right, "score")):
             xs = [point.iteration for point in runs[0].points[1:]]
             values = [[getattr(run.at(x), what) for run in runs] for x in xs]
