@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 UNFOLDED = 2**24
 """At most so many numbers of unfolded patches exist at once."""
+BOUNDED_UP_TO = 256
+"""Up to this smaller side of a linear layer its norm is bounded rigorously, by products of its square."""
 SQUARINGS, LANCZOS_STEPS, NORM_MARGIN = 5, 20, 1.05
 
 
@@ -134,19 +136,20 @@ class Dense(Affine):
             self.module.bias.data.copy_(v[:, -1])
 
     def squared_norm(self, x: Tensor) -> Tensor:
-        """As the base; never below it, and above by a factor of d^(1/64) at most, d the smaller side of W.
+        """As the base: of a layer of moderate width never below it, else 5 % above what Lanczos' iteration finds.
 
-        With G = W W^T and p = 32, ||G|| <= ||G^p||_F^(1/p) <= d^(1/2p) ||G||.
+        With G = W W^T (or W^T W) of d rows and p = 32, ||G|| <= ||G^p||_F^(1/p) <= d^(1/64) ||G||.
         """
         weight, scale = _scaled(self.module.weight)
-        power = weight @ weight.mT if weight.shape[0] < weight.shape[1] else weight.mT @ weight
-        tiny, logarithm = torch.finfo(power.dtype).tiny, power.new_zeros(())
-        for doubled in range(SQUARINGS):
-            size = power.norm()
-            logarithm = logarithm + size.log() / 2**doubled
-            power = power / size.clamp_min(tiny)
+        if min(weight.shape) > BOUNDED_UP_TO:
+            return NORM_MARGIN * _lanczos(lambda v: weight.mT @ (weight @ v), weight.shape[1:], weight) * scale**2
+        power, sizes = weight @ weight.mT if len(weight) < weight.shape[1] else weight.mT @ weight, []
+        for _ in range(SQUARINGS):
+            sizes.append(power.norm().clamp_min(torch.finfo(power.dtype).tiny))
+            power = power / sizes[-1]
             power = power @ power
-        bound: Tensor = (logarithm + power.norm().log() / 2**SQUARINGS).exp()
+        roots = 0.5 ** torch.arange(SQUARINGS + 1, dtype=power.dtype, device=power.device)
+        bound: Tensor = (torch.stack([*sizes, power.norm()]).log() @ roots).exp()
         return bound * scale**2
 
 
@@ -206,21 +209,31 @@ class Convolution(Affine):
             self.module.bias.data.copy_(weights[..., -1].flatten())
 
     def squared_norm(self, x: Tensor) -> Tensor:
-        """As the base, an estimate: 5 % above the largest eigenvalue of W^T W that Lanczos' iteration finds."""
+        """As the base, 5 % above what Lanczos' iteration finds."""
         weight, scale = _scaled(self.module.weight)
-        shape, tiny = self.reshaped(x.new_zeros(1, *x.shape[1:])).shape, torch.finfo(weight.dtype).tiny
-        v, before, beta = _direction(shape).to(weight), weight.new_zeros(shape), weight.new_zeros(())
-        diagonal, beside = [], []
-        for _ in range(LANCZOS_STEPS):
-            image = conv2d_input(shape, weight, F.conv2d(v, weight, None, *self._geometry), *self._geometry)
-            diagonal.append((v * image).sum())
-            image = image - diagonal[-1] * v - beta * before
-            beta = image.norm()
-            beside.append(beta)
-            before, v = v, image / beta.clamp_min(tiny)
-        band = torch.diag(torch.stack(beside[:-1]), -1)
-        largest: Tensor = torch.linalg.eigvalsh(torch.diag(torch.stack(diagonal)) + band)[-1]
-        return NORM_MARGIN * largest * scale**2
+        shape = self.reshaped(x.new_zeros(1, *x.shape[1:])).shape
+
+        def normal_map(v: Tensor) -> Tensor:
+            image: Tensor = conv2d_input(shape, weight, F.conv2d(v, weight, None, *self._geometry), *self._geometry)
+            return image
+
+        return NORM_MARGIN * _lanczos(normal_map, shape, weight) * scale**2
+
+
+def _lanczos(normal_map: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> Tensor:
+    """The largest eigenvalue of v -> W^T W v, from below, by some steps from a fixed vector."""
+    v, before, beta = _direction(shape).to(like), like.new_zeros(shape), like.new_zeros(())
+    diagonal, beside = [], []
+    for _ in range(LANCZOS_STEPS):
+        image = normal_map(v)
+        diagonal.append((v * image).sum())
+        image = image - diagonal[-1] * v - beta * before
+        beta = image.norm()
+        beside.append(beta)
+        before, v = v, image / beta.clamp_min(torch.finfo(v.dtype).tiny)
+    band = torch.diag(torch.stack(diagonal)) + torch.diag(torch.stack(beside[:-1]), -1)
+    largest: Tensor = torch.linalg.eigvalsh(band)[-1]
+    return largest
 
 
 def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from morphlightning.bregman.method import (
     check_below_two,
     per_layer,
 )
-from morphlightning.bregman.normal_equations import check_finite
+from morphlightning.bregman.normal_equations import largest_eigenvalue
 from morphlightning.errors import ConfigError, NotSupportedError
 
 ZStep = Literal["linearized", "gradient", "bregman", "exact"]
@@ -121,14 +121,21 @@ class Badmm(Method):
     # ------------------------------------------------------------------------------------------------ an iteration
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor) -> Samples:
-        """Take z from a forward pass, x = sigma(z), m = 0, p = z."""
+        """Take z from a forward pass, x = sigma(z), m = 0, p = z.
+
+        In a run that goes on without the variables it had, m of the output is minus the loss's gradient, for which z is
+        stationary; with 0, which is for weights that were not trained, it would take longer to recover.
+        """
         samples: Samples = {}
-        for i, z in enumerate(self.chain.forward(x.to(self.dtype))):
+        pre = self.chain.forward(x.to(self.dtype))
+        for i, z in enumerate(pre):
             samples |= {f"z{i + 1}": z, f"m{i + 1}": torch.zeros_like(z)}
             if i < len(self.chain) - 1:
                 samples[f"x{i + 1}"] = self.chain.layers[i].activation(z)
                 if self.mirrors[i]:
                     samples[f"p{i + 1}"] = z.clone()
+        if self.iteration:
+            samples[f"m{len(pre)}"] -= self.loss.gradient(pre[-1], self.loss.targets(y, pre[-1]))
         return samples
 
     @torch.no_grad()
@@ -164,8 +171,7 @@ class Badmm(Method):
 
     def _gradient_step(self, i: int, gram: Tensor, moment: Tensor) -> Tensor:
         rho, ridge, v = self.rho[i], self.ridge[i], self.weights(i)
-        check_finite(gram, self.chain.layers[i].affine.name)
-        curvature = rho * torch.linalg.eigvalsh(gram)[:, -1, None, None] + ridge
+        curvature = rho * largest_eigenvalue(gram, self.chain.layers[i].affine.name)[:, None, None] + ridge
         new: Tensor = v + self.tau_w / curvature * (rho * (moment - v @ gram) - ridge * v)
         return new
 

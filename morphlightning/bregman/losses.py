@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from morphlightning.bregman.activations import ProximalActivation
 from morphlightning.bregman.proximal import proximal
-from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.errors import ConfigError, DataError, ShapeError
 
 
 class OutputLoss(ABC):
@@ -148,8 +148,18 @@ class BregmanLoss(OutputLoss):
         self.activation = proximal(activation)
 
     def targets(self, target: Tensor, output: Tensor) -> Tensor:
-        """The target, which has as many values as the output."""
-        return SquaredError().targets(target, output)
+        """The target, which has as many values as the output and lies in the closure of the activation's range.
+
+        Raises:
+            DataError: It does not: its loss would be infinite.
+        """
+        y = SquaredError().targets(target, output)
+        if not self.activation.h(y).isfinite().all():
+            raise DataError(
+                f"BregmanLoss: targets from {float(y.min()):.6g} to {float(y.max()):.6g} are not all in the range of "
+                f"{type(self.activation).__name__}; scale them into it"
+            )
+        return y
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         """As the base."""

@@ -84,3 +84,20 @@ def check_finite(gram: Tensor, where: str) -> None:
             f"the Gram matrix of the inputs of layer {where} is not finite. Look for NaN or inf in the inputs, or "
             "train in float64. The weights are those before this step"
         )
+
+
+def largest_eigenvalue(gram: Tensor, where: str) -> Tensor:
+    """Of symmetric matrices (groups, d, d), (groups,).
+
+    Raises:
+        NonFiniteError: The sums are not finite, or so far apart that no eigenvalue is found.
+    """
+    check_finite(gram, where)
+    try:
+        values: Tensor = torch.linalg.eigvalsh(gram)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise NonFiniteError(
+            f"no eigenvalue of the Gram matrix of the inputs of layer {where} was found: its entries lie too far "
+            "apart, as where training diverges. Lower the step sizes. The weights are those before this step"
+        ) from error
+    return values[:, -1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.bregman.method import Samples
+from morphlightning.errors import DataError
 
 Storage = Literal["device", "cpu", "memmap"]
 STORAGES: tuple[Storage, ...] = ("device", "cpu", "memmap")
@@ -75,7 +76,13 @@ class SampleStore:
         self.put(state["index"], {name: values.to(device) for name, values in state.items() if name != "index"})
 
     def _positions(self, index: Tensor) -> Tensor:
-        return index.cpu() // self.world_size
+        index = index.cpu()
+        if bool((index % self.world_size != self.rank).any()):
+            raise DataError(
+                f"a batch of process {self.rank} holds samples that other processes own (sample i belongs to process i "
+                f"modulo {self.world_size}); take the loader from morphlightning.data.indexed"
+            )
+        return index // self.world_size
 
     def _is_whole(self, rows: Tensor) -> bool:
         return len(rows) == len(self.known) and bool((rows[1:] > rows[:-1]).all())

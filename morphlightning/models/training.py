@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,6 +32,7 @@ from morphlightning.interfaces import (
 from morphlightning.layers import MorphLayer, apply_update_heuristics, initialize
 from morphlightning.models import auxiliary
 from morphlightning.models.finite_steps import refused_heuristics
+from morphlightning.models.loop_context import LoopContext
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.passes import ends_pass, keep_count, training_data
@@ -341,47 +342,6 @@ class PluginTraining(L.LightningModule):
         registry.require(checkpoint.get("morphlightning", {}).get("components", []), str(checkpoint_path))
         model: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         return model
-
-
-class LoopContext:
-    """What a loop may use during one iteration of a :class:`PluginTraining`; see interfaces.StepContext."""
-
-    def __init__(self, module: PluginTraining, inputs: Tensor, ends_pass: bool) -> None:
-        self._module, self._inputs, self.ends_pass = module, inputs, ends_pass
-        self.steps, self.logged_loss = 0, False
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The network's output."""
-        output: Tensor = self._module(input)
-        return output
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Data loss plus regularizers, logged."""
-        self.logged_loss = True
-        return self._module.loss(output, target, self._inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        """Backward through Lightning, so that gradients are reduced."""
-        self._module.manual_backward(loss)
-
-    def all_reduce(self, value: Tensor) -> Tensor:
-        """Sum over processes."""
-        reduced: Tensor = self._module.trainer.strategy.reduce(value, reduce_op="sum")
-        return reduced
-
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        """One optimizer step, counted once."""
-        self.steps += 1
-        optimizer = self._module.optimizers()
-        if not isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer):
-            raise ConfigError(f"a loop owns exactly one optimizer, this one gave {optimizer!r}")
-
-        def cleared() -> Tensor:
-            optimizer.zero_grad()
-            return closure()
-
-        result: Tensor = optimizer.step(closure=cleared)
-        return result
 
 
 def _refuse(what: str, reasons: Sequence[str], where: str = "under these settings") -> None:
