@@ -33,6 +33,8 @@ WStep = Literal["exact", "gradient"]
 Z_STEPS: tuple[ZStep, ...] = ("linearized", "gradient", "bregman", "exact")
 X_STEPS: tuple[XStep, ...] = ("auto", "prox", "mirror")
 W_STEPS: tuple[WStep, ...] = ("exact", "gradient")
+RECOVERIES = 8
+"""How often the blocks of auxiliary variables are repeated where a run goes on without those it had."""
 
 
 class Badmm(Method):
@@ -123,8 +125,8 @@ class Badmm(Method):
     def start(self, x: Tensor, y: Tensor) -> Samples:
         """Take z from a forward pass, x = sigma(z), m = 0, p = z.
 
-        In a run that goes on without the variables it had, m of the output is minus the loss's gradient, for which z is
-        stationary; with 0, which is for weights that were not trained, it would take longer to recover.
+        In a run that goes on without the variables that it had, the blocks other than W are repeated some times: the
+        weights would otherwise answer to multipliers of 0 as at the beginning.
         """
         samples: Samples = {}
         pre = self.chain.forward(x.to(self.dtype))
@@ -135,7 +137,9 @@ class Badmm(Method):
                 if self.mirrors[i]:
                     samples[f"p{i + 1}"] = z.clone()
         if self.iteration:
-            samples[f"m{len(pre)}"] -= self.loss.gradient(pre[-1], self.loss.targets(y, pre[-1]))
+            batch = _Batch(self, samples, x, y)
+            for block in RECOVERIES * (self.before + self.after):
+                _BLOCKS[block](batch)
         return samples
 
     @torch.no_grad()
