@@ -1,6 +1,6 @@
 """BADMM with one setting changed at a time, on one hidden layer that denoises 1000 images.
 
-Unchanged: order XZWM, linearized z, proximal x, exact w, mu 3, rho 1, tau_x 1.9, tau_z, tau_m and tau_w 1, ridge 100
+Unchanged: order ZXWM, linearized z, proximal x, exact w, mu 3, rho 1, tau_x 1.9, tau_z, tau_m and tau_w 1, ridge 100
 (first layer) and 1. Diverged: the training MSE is not finite, or above that of the network before training.
 """
 
@@ -13,12 +13,16 @@ import plots
 from matplotlib.figure import Figure
 from report import Report
 from study import Setting
-from training import Run, badmm, measure, network
+from training import Point, Run, badmm, measure, network
 
 from morphlightning.errors import ConfigError
 
-BASE: dict[str, Any] = {"ridge": 100.0, "ridge_2": 1.0}
-ORDERS = ("XZWM", "ZXWM", "ZWXM", "WXZM", "XWZM", "WZXM", "xWM")
+BASE: dict[str, Any] = {
+    "order": "ZXWM", "z_step": "linearized", "x_step": "prox", "w_step": "exact", "tau_x": 1.9, "tau_z": 1.0,
+    "tau_m": 1.0, "tau_w": 1.0, "rho": 1.0, "mu": 3.0, "ridge": 100.0, "ridge_2": 1.0,
+}  # fmt: skip
+"""BADMM's own settings, and a ridge that validation chose."""
+ORDERS = ("ZXWM", "XZWM", "ZWXM", "WXZM", "XWZM", "WZXM", "xWM")
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "order": {order: {"order": order} for order in ORDERS},
     "z_step": {step: {"z_step": step} for step in ("linearized", "gradient", "bregman", "exact")},
@@ -45,10 +49,11 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 """Of each setting its values, and what they change."""
-UNCHANGED = {
-    "order": "XZWM", "z_step": "linearized", "x_step": "prox", "w_step": "exact", "tau_x": "1.9", "tau_z": "1",
-    "tau_m": "1", "rho": "1", "mu": "3", "ridge": "100",
-}  # fmt: skip
+
+
+def unchanged(name: str, value: str) -> bool:
+    """Whether this value of a setting is the one that others are compared with."""
+    return name in BASE and {**BASE, **CHANGES[name][value]} == BASE
 
 
 def run(setting: Setting, report: Report) -> None:
@@ -56,27 +61,20 @@ def run(setting: Setting, report: Report) -> None:
     at = setting.size((10, 20, 500), (2, 5, 10))
     pixels, hidden = setting.images.pixels, setting.size(64, 16)
     problem = setting.images.denoising(size, seed)
-    done: dict[tuple[tuple[str, Any], ...], Run] = {}
+    done: dict[str, list[Point]] = {}
     found: dict[str, dict[str, Run]] = {}
-
-    def one(name: str, value: str, changes: Mapping[str, Any]) -> Run | None:
-        settings = {**BASE, **({} if UNCHANGED.get(name) == value else changes)}
-        key = tuple(sorted(settings.items()))
-        if key not in done:
-            try:
-                points = measure(badmm(**settings), network((pixels, hidden, pixels), seed), problem, at)
-            except ConfigError:
-                return None
-            done[key] = Run(name, value, seed, points)
-        return Run(name, value, seed, done[key].points)
-
-    pairs = [(name, value, changes) for name, values in CHANGES.items() for value, changes in values.items()]
     refused = []
+    pairs = [(name, value, changes) for name, values in CHANGES.items() for value, changes in values.items()]
     for name, value, changes in report.track(pairs, "sensitivity"):
-        if (made := one(name, value, changes)) is None:
-            refused.append(f"{name} {value}")
-        else:
-            found.setdefault(name, {})[value] = made
+        settings = {**BASE, **changes}
+        if str(settings) not in done:
+            try:
+                way = badmm(**settings)
+                done[str(settings)] = measure(way, network((pixels, hidden, pixels), seed), problem, at)
+            except ConfigError:
+                refused.append(f"{name} {value}")
+                continue
+        found.setdefault(name, {})[value] = Run(name, value, seed, done[str(settings)])
     report.runs("runs", [row for runs in found.values() for run in runs.values() for row in run.rows()])
     title = f"{pixels}-{hidden}-{pixels}, {size} images, seed {seed}"
     report.table(f"{title}: MSE / PSNR after iterations", [line(run, at) for f in found.values() for run in f.values()])
@@ -85,7 +83,7 @@ def run(setting: Setting, report: Report) -> None:
 
 
 def line(run: Run, at: tuple[int, ...]) -> dict[str, str]:
-    star = " (unchanged)" if UNCHANGED.get(run.method) == run.settings else ""
+    star = " (unchanged)" if unchanged(run.method, run.settings) else ""
     cells = {f"@{k}": "diverged" if run.diverged(k) else f"{run.at(k).loss:.5f} / {run.at(k).score:.2f}" for k in at}
     return {"setting": run.method, "value": run.settings + star, **cells}
 
@@ -105,8 +103,9 @@ def draw(found: Mapping[str, Mapping[str, Run]], at: tuple[int, ...], title: str
         labels = [value.replace(", ", ",\n") for value in runs]
         small = {"fontsize": 6 if name == "together" else 8, "rotation": 30 if len("".join(runs)) > 18 else 0}
         axis.set_xticks(range(len(runs)), labels, **small)
-        if name in UNCHANGED:
-            axis.axvline(list(runs).index(UNCHANGED[name]), color="#bbbbbb", linewidth=5, alpha=0.5, zorder=0)
+        for x, value in enumerate(runs):
+            if unchanged(name, value):
+                axis.axvline(x, color="#bbbbbb", linewidth=5, alpha=0.5, zorder=0)
         axis.set_title(name)
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
