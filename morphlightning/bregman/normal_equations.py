@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,16 +43,21 @@ def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(packed.split(sizes), shapes, strict=True)]
 
 
+@lru_cache(maxsize=16)  # asked for in every iteration, and as large as the matrix
+def _upper(size: int, device: torch.device) -> Tensor:
+    return torch.triu_indices(size, size, device=device)
+
+
 def triangle(gram: Tensor) -> Tensor:
     """The upper triangle of symmetric matrices (groups, d, d), (groups, d (d + 1) / 2)."""
-    rows, columns = torch.triu_indices(*gram.shape[-2:], device=gram.device)
+    rows, columns = _upper(gram.shape[-1], gram.device)
     return gram[:, rows, columns]
 
 
 def from_triangle(packed: Tensor) -> Tensor:
     """The symmetric matrices of their upper triangles."""
     size = int(((8 * packed.shape[-1] + 1) ** 0.5 - 1) / 2)
-    rows, columns = torch.triu_indices(size, size, device=packed.device)
+    rows, columns = _upper(size, packed.device)
     gram = packed.new_empty(len(packed), size, size)
     gram[:, rows, columns] = packed
     gram[:, columns, rows] = packed
