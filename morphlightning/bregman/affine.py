@@ -239,7 +239,7 @@ def _lanczos(normal_map: Callable[[Tensor], Tensor], shape: torch.Size, like: Te
 def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The weight over its largest entry, and that: squares of squares must neither vanish nor overflow."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    scale = weight.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+    scale = torch.linalg.vector_norm(weight, math.inf).clamp_min(torch.finfo(weight.dtype).tiny)
     return weight / scale, scale
 
 

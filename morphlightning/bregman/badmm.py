@@ -207,18 +207,32 @@ class _Batch(Pass):
         self.m = [samples[f"m{i}"] for i in range(1, layers + 1)]
         self.y = method.loss.targets(y, self.z[-1])
         self._residuals: dict[int, Tensor] = {}
+        self._output_is_stationary = False
 
     def set_x(self, i: int, x: Tensor) -> None:
         """As the base, for later iterations too."""
         super().set_x(i, x)
         self._samples[f"x{i}"] = x
         self._residuals.pop(i, None)
+        self._output_is_stationary &= i < len(self.z) - 1
 
     def residual(self, i: int) -> Tensor:
         """The residual z - u of layer i, kept until one of both changes."""
         if i not in self._residuals:
             self._residuals[i] = torch.sub(self.z[i], self.u(i), out=self._method.spare(i, self.z[i]))
         return self._residuals[i]
+
+    def pull(self, i: int) -> Tensor:
+        """How the constraint of layer i pulls at u, m + rho (z - u).
+
+        For the output, while its z is the minimizer of l(z, y) + <m, z - u> + rho/2 ||z - u||^2, this is minus the
+        derivative of the loss, which takes one pass over memory less.
+        """
+        weight = self._method.loss.lipschitz
+        if i == len(self.z) - 1 and self._output_is_stationary:
+            r = torch.sub(self.y, self.z[i], out=self._method.spare(i, self.z[i]))
+            return r if weight == 1 else r.mul_(weight)
+        return torch.add(self.m[i], self.residual(i), alpha=self._method.rho[i], out=self._residuals.pop(i))
 
     def target(self, i: int) -> Tensor:
         """What least squares aims at for layer i, z + m / rho."""
@@ -229,6 +243,7 @@ class _Batch(Pass):
     # ---------------------------------------------------------------------------------------------------------- blocks
     def multipliers(self) -> None:
         """The M-step of all layers."""
+        self._output_is_stationary = False
         for i, (m, rho) in enumerate(zip(self.m, self._method.rho, strict=True)):
             m.add_(self.residual(i), alpha=self._method.tau_m * rho)
 
@@ -253,7 +268,7 @@ class _Batch(Pass):
         """The X-step of the input of layer i."""
         method, (before, layer) = self._method, self._method.chain.layers[i - 1 : i + 1]
         rho, mu, x = method.rho[i], method.mu, self.x[i]
-        r = torch.add(self.m[i], self.residual(i), alpha=rho, out=self._residuals.pop(i))
+        r = self.pull(i)
         inverse = float(rho * method.squared_norm(i, x) / method.tau_x)
         d = inverse + mu
         pulled = layer.affine.adjoint(r, x).add_(self.z[i - 1], alpha=mu)
@@ -270,6 +285,7 @@ class _Batch(Pass):
         if i == len(self.z) - 1:
             if method.loss.is_quadratic:
                 method.loss.prox_(torch.sub(self.u(i), m, alpha=1 / rho, out=z), self.y, rho)
+                self._output_is_stationary = True
                 return
             slope, t = method.loss.gradient(z, self.y), method.tau_z / method.loss.lipschitz
         else:

@@ -210,7 +210,8 @@ class Method(ABC):
                 if not i and self._pseudoinverse is not None:
                     parts.append(target.flatten(0, -2).mT @ self._pseudoinverse)
                 else:
-                    parts.append(sign * layer.affine.moment(inputs, target))
+                    moment = layer.affine.moment(inputs, target)
+                    parts.append(moment if sign > 0 else -moment)
         self.add("moments", parts)
 
     def _take_input(self, x: Tensor) -> None:
