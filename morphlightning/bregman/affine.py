@@ -21,6 +21,8 @@ UNFOLDED = 2**24
 BOUNDED_UP_TO = 256
 """Up to this smaller side of a linear layer its norm is bounded rigorously, by products of its square."""
 SQUARINGS, LANCZOS_STEPS, NORM_MARGIN = 5, 20, 1.05
+NEGLIGIBLE, SQUARES = 1e-18, (1e-12, 1e25)
+"""Entries of powers that count as 0, and where norms of squares may lie, in float32."""
 
 
 class Affine(ABC):
@@ -140,17 +142,27 @@ class Dense(Affine):
 
         With G = W W^T (or W^T W) of d rows and p = 32, ||G|| <= ||G^p||_F^(1/p) <= d^(1/64) ||G||.
         """
-        weight, scale = _scaled(self.module.weight)
-        if min(weight.shape) > BOUNDED_UP_TO:
-            return NORM_MARGIN * _lanczos(lambda v: weight.mT @ (weight @ v), weight.shape[1:], weight) * scale**2
-        power, sizes = weight @ weight.mT if len(weight) < weight.shape[1] else weight.mT @ weight, []
-        for _ in range(SQUARINGS):
-            sizes.append(power.norm().clamp_min(torch.finfo(power.dtype).tiny))
-            power = power / sizes[-1]
-            power = power @ power
-        roots = 0.5 ** torch.arange(SQUARINGS + 1, dtype=power.dtype, device=power.device)
-        bound: Tensor = (torch.stack([*sizes, power.norm()]).log() @ roots).exp()
-        return bound * scale**2
+        weight = self.module.weight.to(torch.promote_types(self.module.weight.dtype, torch.float32))
+        if min(weight.shape) <= BOUNDED_UP_TO and (bound := _bound_of_square(weight)) is not None:
+            return weight.new_tensor(bound)
+        weight, scale = _scaled(weight)
+        if min(weight.shape) <= BOUNDED_UP_TO:
+            return weight.new_tensor(_bound_of_square(weight) or 0.0) * scale**2
+        return NORM_MARGIN * _lanczos(lambda v: weight.mT @ (weight @ v), weight.shape[1:], weight) * scale**2
+
+
+def _bound_of_square(weight: Tensor) -> float | None:
+    """||(W W^T)^p||_F^(1/p), p = 32; None where squares of the entries come near the ends of their range."""
+    power = weight @ weight.mT if len(weight) < weight.shape[1] else weight.mT @ weight
+    size, logarithm = float(power.norm()), 0.0
+    if not SQUARES[0] < size < SQUARES[1]:
+        return None
+    for doubled in range(SQUARINGS):
+        logarithm += math.log(size) / 2**doubled
+        power = F.hardshrink(power / size, NEGLIGIBLE)  # or denormal numbers take most of the time
+        power = power @ power
+        size = float(power.norm())
+    return math.exp(logarithm + math.log(size) / 2**SQUARINGS)
 
 
 class Convolution(Affine):
