@@ -200,9 +200,8 @@ class _Batch(Pass):
     """A batch with its auxiliary variables, which the blocks update in place."""
 
     def __init__(self, method: Badmm, samples: Samples, x: Tensor, y: Tensor) -> None:
-        self._method, self._samples = method, samples
-        layers = len(method.chain)
-        super().__init__(method.chain, [x.to(method.dtype), *(samples[f"x{i}"] for i in range(1, layers))])
+        super().__init__(method.chain, samples, x.to(method.dtype))
+        self._method, layers = method, len(method.chain)
         self.z = [samples[f"z{i}"] for i in range(1, layers + 1)]
         self.m = [samples[f"m{i}"] for i in range(1, layers + 1)]
         self.y = method.loss.targets(y, self.z[-1])
@@ -210,9 +209,8 @@ class _Batch(Pass):
         self._output_is_stationary = False
 
     def set_x(self, i: int, x: Tensor) -> None:
-        """As the base, for later iterations too."""
+        """As the base; what was derived from the old one is gone."""
         super().set_x(i, x)
-        self._samples[f"x{i}"] = x
         self._residuals.pop(i, None)
         self._output_is_stationary &= i < len(self.z) - 1
 
@@ -266,17 +264,11 @@ class _Batch(Pass):
 
     def step_x(self, i: int) -> None:
         """The X-step of the input of layer i."""
-        method, (before, layer) = self._method, self._method.chain.layers[i - 1 : i + 1]
-        rho, mu, x = method.rho[i], method.mu, self.x[i]
+        method, x = self._method, self.x[i]
         r = self.pull(i)
-        inverse = float(rho * method.squared_norm(i, x) / method.tau_x)
-        d = inverse + mu
-        pulled = layer.affine.adjoint(r, x).add_(self.z[i - 1], alpha=mu)
-        if method.mirrors[i - 1]:
-            p = self._samples[f"p{i}"].mul_(inverse).add_(pulled).div_(d)
-            self.set_x(i, before.activation(p))
-        else:
-            self.set_x(i, before.activation.prox(pulled.add_(x, alpha=inverse).div_(d), mu / d))
+        inverse = float(method.rho[i] * method.squared_norm(i, x) / method.tau_x)
+        pulled = method.chain.layers[i].affine.adjoint(r, x).add_(self.z[i - 1], alpha=method.mu)
+        self.move_x(i, pulled, method.mu, inverse, method.mirrors[i - 1])
 
     def step_z(self, i: int) -> None:
         """The Z-step of layer i."""

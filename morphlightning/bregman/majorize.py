@@ -23,15 +23,9 @@ class LiftedBatch(Pass):
     """A batch of the lifted objective: its x-blocks by proximal gradient steps."""
 
     def __init__(self, method: Lifted, samples: Samples, x: Tensor, y: Tensor) -> None:
-        self._method, self._samples = method, samples
-        inner = (samples[f"x{i}"] for i in range(1, len(method.chain)))
-        super().__init__(method.chain, [x.to(method.dtype), *inner])
+        super().__init__(method.chain, samples, x.to(method.dtype))
+        self._method = method
         self.y = method.loss.targets(y, self.u(len(method.chain) - 1))
-
-    def set_x(self, i: int, x: Tensor) -> None:
-        """As the base, for later iterations too."""
-        super().set_x(i, x)
-        self._samples[f"x{i}"] = x
 
     def slope(self, i: int) -> Tensor:
         """The derivative of the objective in u_{i+1}."""
@@ -58,13 +52,8 @@ class LiftedBatch(Pass):
         mirrors = before.activation.mirror_only
         tau = min(method.tau_x, 1.0) if mirrors else method.tau_x
         inverse = float(method.curvature(i) * method.squared_norm(i, x) / tau)
-        d = inverse + method.mu
         pulled = layer.affine.adjoint(self.slope(i), x).neg_().add_(self.u(i - 1), alpha=method.mu)
-        if mirrors:
-            p = self._samples[f"p{i}"].mul_(inverse).add_(pulled).div_(d)
-            self.set_x(i, before.activation(p))
-        else:
-            self.set_x(i, before.activation.prox(pulled.add_(x, alpha=inverse).div_(d), method.mu / d))
+        self.move_x(i, pulled, method.mu, inverse, mirrors)
 
 
 class Lifted(Method):

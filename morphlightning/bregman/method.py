@@ -42,11 +42,13 @@ PSEUDOINVERSE_UP_TO = 4
 class Pass:
     """A batch during an iteration: x_0, ..., x_{L-1}, and u_l = affine_l(x_{l-1}), computed when it is asked for.
 
-    Lists count from 0: ``u(i)`` belongs to the layer i, ``x[i]`` is its input, ``x[0]`` that of the network.
+    Lists count from 0: ``u(i)`` belongs to the layer i, ``x[i]`` is its input, ``x[0]`` that of the network. The others
+    are auxiliary variables, ``"x1"`` and so on, and what becomes of them is kept among these.
     """
 
-    def __init__(self, chain: Chain, x: Sequence[Tensor]) -> None:
-        self._chain, self.x = chain, list(x)
+    def __init__(self, chain: Chain, samples: Samples, x: Tensor) -> None:
+        self._chain, self._samples = chain, samples
+        self.x = [x, *(samples[f"x{i}"] for i in range(1, len(chain)))]
         self._u: list[Tensor | None] = [None] * len(chain)
 
     def u(self, i: int) -> Tensor:
@@ -59,6 +61,18 @@ class Pass:
     def set_x(self, i: int, x: Tensor) -> None:
         """Replace the input of layer i."""
         self.x[i], self._u[i] = x, None
+        self._samples[f"x{i}"] = x
+
+    def move_x(self, i: int, pulled: Tensor, mu: float, inverse: float, mirrors: bool) -> None:
+        """A proximal step of the input of layer i, with 1/t = ``inverse`` and d = 1/t + mu; overwrites ``pulled``.
+
+        x <- prox_{(mu/d) Psi}((x/t + pulled) / d), or in its mirror form p <- (p/t + pulled) / d, x <- sigma(p).
+        """
+        activation, d = self._chain.layers[i - 1].activation, inverse + mu
+        if mirrors:
+            self.set_x(i, activation(self._samples[f"p{i}"].mul_(inverse).add_(pulled).div_(d)))
+        else:
+            self.set_x(i, activation.prox(pulled.add_(self.x[i], alpha=inverse).div_(d), mu / d))
 
     def forward(self) -> Tensor:
         """The network's output, from u_1 on."""
