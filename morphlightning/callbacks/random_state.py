@@ -81,13 +81,14 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
 
 
 def gather_states(trainer: Trainer, state: dict[str, Any]) -> list[dict[str, Any]]:
-    """States of all processes, by rank.
-
-    After an exception, SIGTERM aside, a process may be alone in saving, and a collective would wait for ever.
-    """
-    alone = trainer.interrupted and not trainer.received_sigterm
-    if trainer.world_size == 1 or alone:
+    """States of all processes, by rank; of this one alone where it may be alone in saving."""
+    if trainer.world_size == 1 or saves_alone(trainer):
         return [state]
     states: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(states, state)
     return states
+
+
+def saves_alone(trainer: Trainer) -> bool:
+    """Whether the others may not be saving: after an exception, SIGTERM aside. A collective would wait for ever."""
+    return bool(trainer.interrupted and not trainer.received_sigterm)

@@ -11,6 +11,7 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor
 
+from morphlightning.callbacks.random_state import saves_alone
 from morphlightning.checkpoint_io import AUXILIARIES, SHARDS, SafeCheckpointIO, shard_folders
 from morphlightning.errors import CheckpointError, ConfigError
 from morphlightning.interfaces import Loop
@@ -23,8 +24,7 @@ def save(trainer: L.Trainer, loop: Loop) -> Any:
 
     Nothing where one of several processes saves alone, after an error: it must not wait for the others.
     """
-    alone = trainer.world_size > 1 and trainer.interrupted and not trainer.received_sigterm
-    if loop.aux_policy == "none" or alone:
+    if loop.aux_policy == "none" or (trainer.world_size > 1 and saves_alone(trainer)):
         return []
     if loop.aux_policy == "shards":
         return _write_shard(trainer, loop.aux_state())
