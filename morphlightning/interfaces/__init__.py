@@ -26,9 +26,13 @@ from morphlightning.interfaces._others import (
     Activation,
     Constrained,
     Diagnostic,
+    LipschitzDeclared,
+    LipschitzSpec,
+    Norm,
     Proximal,
     Regularizer,
     RegularizerContext,
+    Spline,
 )
 
 __all__ = [
@@ -45,7 +49,10 @@ __all__ = [
     "Group",
     "Heuristic",
     "Initializer",
+    "LipschitzDeclared",
+    "LipschitzSpec",
     "Loop",
+    "Norm",
     "Proximal",
     "Pulled",
     "Regularizer",
@@ -54,6 +61,7 @@ __all__ = [
     "SiteSpec",
     "SiteView",
     "Spec",
+    "Spline",
     "StepContext",
     "StepStatistics",
     "ToWeights",

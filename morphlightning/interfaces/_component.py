@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any, ClassVar, Literal
 
-API_VERSION = "1.3"
+API_VERSION = "1.4"
 KINDS = ("derivatives", "heuristics", "initializers", "optimizers", "activations", "regularizers", "diagnostics")
 
 Spec = Any

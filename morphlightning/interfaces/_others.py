@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,6 +42,12 @@ class Regularizer(Component):
     def term(self, module: nn.Module, context: RegularizerContext) -> Tensor:
         """The weighted term, a scalar tensor that can be differentiated."""
 
+    def prox_(self, module: nn.Module, steps: Mapping[nn.Parameter, float]) -> None:
+        """Move parameters by the proximal map of a part that ``term`` leaves out, in place; since 1.4.
+
+        Called after each optimizer step, before constraints are restored, with the learning rate of each parameter.
+        """
+
 
 @runtime_checkable
 class Diagnostic(Protocol):
@@ -68,4 +75,47 @@ class Proximal(Protocol):
 
     def proximal(self) -> Any:
         """It as a ``morphlightning.bregman.ProximalActivation``, with the parameters as they are now."""
+        ...
+
+
+Norm = Literal["l2", "linf"]
+
+
+class LipschitzSpec(NamedTuple):
+    """How far a map can move its outputs apart: |f(x) - f(y)|_out <= constant |x - y|_in; since 1.4.
+
+    Attributes:
+        constant: An upper bound that holds for all inputs, not an estimate.
+        norm_in: The norm of inputs, over all numbers of a sample.
+        norm_out: The norm of outputs.
+        exact: Whether no smaller constant would do.
+        why: The reason, in words, for reports.
+    """
+
+    constant: float
+    norm_in: Norm = "l2"
+    norm_out: Norm = "l2"
+    exact: bool = False
+    why: str = ""
+
+
+@runtime_checkable
+class LipschitzDeclared(Protocol):
+    """A module that knows a Lipschitz constant of itself, with the parameters as they are now; since 1.4."""
+
+    def lipschitz_spec(self) -> LipschitzSpec:
+        """The constant and the norms it is for."""
+        ...
+
+
+@runtime_checkable
+class Spline(Protocol):
+    """A module that applies learnable linear splines; since 1.4."""
+
+    def table(self) -> Any:
+        """The splines as they are applied, as a ``morphlightning.splines.SplineTable``."""
+        ...
+
+    def tv2(self) -> Tensor:
+        """The second-order total variation of each spline, (splines,); can be differentiated."""
         ...
