@@ -94,15 +94,30 @@ def _log_sum_exp_plus(
 
 @rule(splines.spline)
 def _spline(mode: Directional, y: Tensor, x: Tensor, values: Tensor, knots: splines.Uniform | Tensor) -> Kink:
-    (x, h), (values, v), count = mode.pair(x), mode.pair(values), values.shape[1]
+    (x, h), (values, v), eps = mode.pair(x), mode.pair(values), mode.eps
     if isinstance(knots, Tensor):
         knots, shifts = mode.pair(knots)
-        eps = mode.eps
     else:  # in units of the distance between knots, where the operator compares
         low, step = knots
-        x, h, eps = (x - low) * (1.0 / step), h / step, mode.eps / step
-        knots = torch.arange(count, dtype=x.dtype, device=x.device)
+        x, h, eps = (x - low) * (1.0 / step), h / step, eps / step
+        knots = torch.arange(values.shape[1], dtype=x.dtype, device=x.device)
         shifts = torch.zeros_like(knots)
+    if mode.radius and (shifts.any() or (h.any() and v.any())):
+        raise mode.refusal("spline is curved where two of x, values and knots move: it has no exact radius")
+    if knots.ndim == 1:
+        return _lines(mode, eps, x, h, values, v, knots, shifts)
+    columns = [one.split(1, dim=1) for one in (x, h)]
+    rows = [one.split(1) for one in (values, v)]
+    places = zip(knots, shifts, strict=True)
+    kinks = [_lines(mode, eps, *each, *place) for *each, place in zip(*columns, *rows, places, strict=True)]
+    radius = torch.cat([k.radius for k in kinks], 1) if mode.radius else None  # type: ignore[misc]
+    return Kink(torch.cat([k.slope for k in kinks], 1), radius)
+
+
+def _lines(
+    mode: Directional, eps: float, x: Tensor, h: Tensor, values: Tensor, v: Tensor, knots: Tensor, shifts: Tensor
+) -> Kink:
+    """Splines on the same knots that move along h, v and ``shifts``."""
     inner, first = knots[1:-1], torch.searchsorted(knots[1:-1] - eps, x.contiguous(), right=True)
     piece = piece_of(x, h >= shifts[first], inner, eps)  # x passes a knot if it moves ahead of it
     width = knots.diff()
@@ -113,8 +128,6 @@ def _spline(mode: Directional, y: Tensor, x: Tensor, values: Tensor, knots: spli
     slope = rise / width[piece] * drift + from_left + from_rise * fraction
     if not mode.radius:
         return Kink(slope, None)
-    if shifts.any() or (h.any() and v.any()):
-        raise mode.refusal("spline is curved where two of x, values and knots move: it has no exact radius")
     slopes = values.diff() / width
     rounding = 4 * torch.finfo(x.dtype).eps * (values.abs().amax() / width.amin())
     bends = (slopes.diff().abs() > rounding)[:, None]

@@ -22,11 +22,13 @@ Uniform = tuple[float, float]
 def spline(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
     """f_c(x) for x (samples, channels, length) and values (channels, knots), all of one floating dtype.
 
-    ``knots`` says where equally spaced knots lie, or is a tensor of them, ascending.
+    ``knots`` says where equally spaced knots lie, or is a tensor of them, ascending: (knots,) or (channels, knots).
     """
     if has_torch_function((x, values)):
         return handle_torch_function(spline, (x, values), x, values, knots)
-    if plain(x, values) and not (isinstance(knots, Tensor) and (knots.requires_grad or not plain(knots))):
+    if plain(x, values) and not (
+        isinstance(knots, Tensor) and (knots.requires_grad or not plain(knots) or knots.ndim > 1)
+    ):
         kernels = _kernels(x, knots)
         if kernels is not None:
             if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad):
@@ -41,8 +43,7 @@ def slope(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
     """f_c'(x), right-continuous at knots, for arguments as in :func:`spline`; NaN gives NaN."""
     index, _ = _locate(x, knots, values.shape[1])
     _, step = _look_up(values, index)
-    rise = step / _width(knots, index)
-    return torch.where(x.isnan(), x.detach(), rise)
+    return torch.where(x.isnan(), x, step / _width(knots, index))
 
 
 def pieces(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,22 +57,32 @@ def pieces(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> tuple[Tensor, 
 def _locate(x: Tensor, knots: Uniform | Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The piece of each x, as an index, and the position inside it; NaN lies in piece 0 at NaN."""
     if isinstance(knots, Tensor):
-        index = (torch.searchsorted(knots.detach(), x.detach().contiguous(), right=True) - 1).clamp(0, count - 2)
+        index = (_reached(x.detach(), knots.detach()) - 1).clamp(0, count - 2)
         index = torch.where(x.isnan(), torch.zeros_like(index), index)
-        return index, (x - knots[index]) / (knots[index + 1] - knots[index])
+        left, width = _look_up(knots.view(-1, count), index)
+        return index, (x - left) / width
     position = (x - knots[0]) * (1.0 / knots[1])  # as the kernels do, so that all take the same piece at a knot
     piece = position.detach().nan_to_num(0.0).clamp(0, count - 2).floor()
     return piece.long(), position - piece
 
 
+def _reached(x: Tensor, knots: Tensor) -> Tensor:
+    """The number of knots up to each x."""
+    if knots.ndim == 1:
+        return torch.searchsorted(knots, x.contiguous(), right=True)
+    rows = x.transpose(0, 1).flatten(1).contiguous()
+    return torch.searchsorted(knots, rows, right=True).view(len(knots), len(x), -1).transpose(0, 1)
+
+
 def _width(knots: Uniform | Tensor, index: Tensor) -> Tensor | float:
-    return knots[index + 1] - knots[index] if isinstance(knots, Tensor) else knots[1]
+    return _look_up(knots.view(-1, knots.shape[-1]), index)[1] if isinstance(knots, Tensor) else knots[1]
 
 
-def _look_up(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    channels, count = values.shape
-    at = index + torch.arange(channels, device=index.device).view(-1, 1) * count
-    flat = values.flatten()
+def _look_up(table: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries (1 | channels, knots) at pieces (samples, channels, length), and their rise along the piece."""
+    rows, count = table.shape
+    at = index + torch.arange(rows, device=index.device).view(-1, 1) * count
+    flat = table.flatten()
     left = flat[at]
     return left, flat[at + 1] - left
 

@@ -169,7 +169,9 @@ def test_splines_at_their_knots(channels: int | None):
     x, h = integers(*shape, seed=0, low=-6, high=7), integers(*shape, seed=1, low=-3, high=4)
     size = (count,) if channels is None else (channels, count)
     values, v = integers(*size, seed=2, low=-3, high=4), integers(*size, seed=3, low=-3, high=4)
-    for knots in ((-4.0, 4.0), torch.arange(-4.0, 5.0, dtype=torch.float64)):
+    free = torch.arange(-4.0, 5.0, dtype=torch.float64)
+    own = free + torch.arange(-1.0, 2.0, dtype=torch.float64)[:, None]
+    for knots in ((-4.0, 4.0), free, *([own] if channels else [])):
         for directions in ((h, None), (None, v)):
             exact = quotient(mf.linear_spline, x, values, *directions, knots=knots)
             assert torch.equal(bderivative(x, values, *directions, operator=mf.linear_spline, knots=knots), exact)
@@ -181,14 +183,15 @@ def test_splines_at_their_knots(channels: int | None):
 def test_knots_that_move():
     """What counts at a knot is which of the two is ahead."""
     x, h = integers(50, 3, 4, seed=0, low=-6, high=7), integers(50, 3, 4, seed=1, low=-3, high=4)
-    knots, shift = torch.arange(-4.0, 5.0, dtype=torch.float64), integers(9, seed=5, low=-3, high=4)
+    knots, shift = torch.arange(-4.0, 5.0, dtype=torch.float64), integers(3, 9, seed=5, low=-3, high=4)
     values = integers(3, 9, seed=2, low=-3, high=4)
 
     def spline(x: Tensor, knots: Tensor) -> Tensor:
         return mf.linear_spline(x, values, knots)
 
-    slope = bderivative(x, knots, h, shift, operator=spline)
-    torch.testing.assert_close(slope, extrapolated(spline, x, knots, h, shift), rtol=0, atol=1e-4)
+    for places, shifts in ((knots, shift[0]), (knots.expand(3, -1) + shift / 32, shift)):
+        slope = bderivative(x, places, h, shifts, operator=spline)
+        torch.testing.assert_close(slope, extrapolated(spline, x, places, h, shifts), rtol=0, atol=1e-4)
 
 
 def test_rows_without_candidates_stay():

@@ -104,7 +104,8 @@ def test_reconstruction(operator):
 
 def test_splines():
     x, h, values = reals(6, 3, 2, seed=0), reals(6, 3, 2, seed=1), reals(3, 9, seed=2)
-    for knots in ((-2.0, 2.0), torch.linspace(-2.0, 2.0, 9, dtype=torch.float64) ** 3):
+    free = torch.linspace(-2.0, 2.0, 9, dtype=torch.float64) ** 3
+    for knots in ((-2.0, 2.0), free, torch.stack([free, free / 2, 1 + free])):
         check(mf.linear_spline, x, values, h, None, least=30, knots=knots)
     still = exact_radius(x, values, None, values, operator=mf.linear_spline, knots=(-2.0, 2.0))
     assert still.isinf().all()  # values alone move: affine

@@ -15,6 +15,7 @@ from morphlightning.errors import ConfigError, ShapeError
 
 BACKENDS = [name for name in ("eager", "numba") if backends.available()[name] == "available"]
 FREE = torch.tensor([-1.0, -0.4, -0.35, 0.0, 0.1, 0.5, 1.2])
+OWN = torch.stack([FREE, 2 * FREE - 0.3, FREE.sign() * FREE**2, -FREE.flip(0)])
 
 
 def by_hand(x: Tensor, values: Tensor, knots: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def by_hand(x: Tensor, values: Tensor, knots: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("knots", [(-1.0, 1.2), FREE])
+@pytest.mark.parametrize("knots", [(-1.0, 1.2), FREE, OWN], ids=["uniform", "free", "own"])
 @pytest.mark.parametrize(
     ("shape", "dim"), [((3, 4, 5, 6), 1), ((7, 4), 1), ((2, 3, 4), -1), ((4,), 0), ((2, 4, 1500), 1)]
 )
@@ -33,18 +34,20 @@ def by_hand(x: Tensor, values: Tensor, knots: Tensor) -> Tensor:
 def test_values_and_gradients(backend: str, knots, shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, values = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(4, 7, dtype=dtype, requires_grad=True)
-    places = torch.linspace(*knots, 7) if isinstance(knots, tuple) else knots
+    places = (torch.linspace(*knots, 7) if isinstance(knots, tuple) else knots).expand(4, 7)
     gy = torch.randn(shape, dtype=dtype)
     with backends.use(backend):
         y = mf.linear_spline(x, values, knots, channel_dim=dim)
         gx, gv = torch.autograd.grad(y, (x, values), gy)
-        shared = mf.linear_spline(x, values[0], knots)
+        shared = mf.linear_spline(x, values[0], knots if isinstance(knots, tuple) else places[0])
     expected = torch.stack(
-        [by_hand(a, c, places) for a, c in zip(x.detach().movedim(dim, 0), values.detach(), strict=True)]
+        [by_hand(*each) for each in zip(x.detach().movedim(dim, 0), values.detach(), places, strict=True)]
     )
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(y.detach().double(), expected.movedim(0, dim), **tolerance)
-    torch.testing.assert_close(shared.detach().double(), by_hand(x.detach(), values[0].detach(), places), **tolerance)
+    torch.testing.assert_close(
+        shared.detach().double(), by_hand(x.detach(), values[0].detach(), places[0]), **tolerance
+    )
     slope = mf.linear_spline_slope(x, values, knots, channel_dim=dim)
     torch.testing.assert_close(gx, gy * slope, **tolerance)
     # f is linear in its values: the gradient contracted with them is <gy, f>
@@ -73,17 +76,19 @@ def test_at_knots_the_right_piece_counts() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("free", [False, True])
-def test_second_derivatives_mix_right(backend: str, free: bool) -> None:
+@pytest.mark.parametrize("knots", [(-1.0, 1.0), FREE, OWN[:3]], ids=["uniform", "free", "own"])
+@pytest.mark.parametrize("function", [mf.linear_spline, mf.linear_spline_slope])
+def test_derivatives_of_both_orders(backend: str, knots, function) -> None:
     torch.manual_seed(0)
     x, values = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
-    knots = FREE.double() if free else (-1.0, 1.0)
-    arguments = x.requires_grad_(), values.requires_grad_()
+    arguments = [x.requires_grad_(), values.requires_grad_()]
+    if isinstance(knots, tuple):
+        check = lambda x, v: function(x, v, knots)  # noqa: E731
+    else:
+        check, arguments = function, [*arguments, knots.double().requires_grad_()]
     with backends.use(backend):
-        assert torch.autograd.gradcheck(lambda x, v: mf.linear_spline(x, v, knots), arguments)
-        assert torch.autograd.gradgradcheck(lambda x, v: mf.linear_spline(x, v, knots), arguments)
-    if free:
-        assert torch.autograd.gradcheck(mf.linear_spline, (*arguments, FREE.double().requires_grad_()))
+        assert torch.autograd.gradcheck(check, arguments)
+        assert torch.autograd.gradgradcheck(check, arguments)
 
 
 def test_transforms_and_layouts() -> None:
@@ -128,3 +133,9 @@ def test_wrong_arguments() -> None:
         mf.linear_spline(x, torch.zeros(5), torch.zeros(4))
     with pytest.raises(ConfigError, match="the last knot must be above the first, got"):
         mf.linear_spline(x, torch.zeros(5), (1.0, -1.0))
+    with pytest.raises(ConfigError, match=r"knots 1 and 2 are 0\.5 and 0\.5"):
+        mf.linear_spline(x, torch.zeros(4), torch.tensor([0.0, 0.5, 0.5, 0.1]))
+    with pytest.raises(ConfigError, match="knots 0 and 1 of channel 2 are 0 and nan"):
+        mf.linear_spline(x, torch.zeros(3, 2), torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, math.nan]]))
+    with pytest.raises(ShapeError, match=r"need as many knots, \(5,\) or \(3, 5\), got \(2, 5\)"):
+        mf.linear_spline(x, torch.zeros(3, 5), torch.zeros(2, 5))
