@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from morphlightning.lipschitz.norms import lanczos_norm, scaled
+
 UNFOLDED = 2**24
 """At most so many numbers of unfolded patches exist at once."""
 BOUNDED_UP_TO = 256
 """Up to this smaller side of a linear layer its norm is bounded rigorously, by products of its square."""
-SQUARINGS, LANCZOS_STEPS, NORM_MARGIN = 5, 20, 1.05
+SQUARINGS, NORM_MARGIN = 5, 1.05
 NEGLIGIBLE, SQUARES = 1e-18, (1e-12, 1e25)
 """Entries of powers that count as 0, and where norms of squares may lie, in float32."""
 
@@ -145,10 +147,10 @@ class Dense(Affine):
         weight = self.module.weight.to(torch.promote_types(self.module.weight.dtype, torch.float32))
         if min(weight.shape) <= BOUNDED_UP_TO and (bound := _bound_of_square(weight)) is not None:
             return weight.new_tensor(bound)
-        weight, scale = _scaled(weight)
+        weight, scale = scaled(weight)
         if min(weight.shape) <= BOUNDED_UP_TO:
             return weight.new_tensor(_bound_of_square(weight) or 0.0) * scale**2
-        return NORM_MARGIN * _lanczos(lambda v: weight.mT @ (weight @ v), weight.shape[1:], weight) * scale**2
+        return NORM_MARGIN * lanczos_norm(lambda v: weight.mT @ (weight @ v), weight.shape[1:], weight) * scale**2
 
 
 def _bound_of_square(weight: Tensor) -> float | None:
@@ -222,43 +224,14 @@ class Convolution(Affine):
 
     def squared_norm(self, x: Tensor) -> Tensor:
         """As the base, 5 % above what Lanczos' iteration finds."""
-        weight, scale = _scaled(self.module.weight)
+        weight, scale = scaled(self.module.weight)
         shape = self.reshaped(x.new_zeros(1, *x.shape[1:])).shape
 
         def normal_map(v: Tensor) -> Tensor:
             image: Tensor = conv2d_input(shape, weight, F.conv2d(v, weight, None, *self._geometry), *self._geometry)
             return image
 
-        return NORM_MARGIN * _lanczos(normal_map, shape, weight) * scale**2
-
-
-def _lanczos(normal_map: Callable[[Tensor], Tensor], shape: torch.Size, like: Tensor) -> Tensor:
-    """The largest eigenvalue of v -> W^T W v, from below, by some steps from a fixed vector."""
-    v, before, beta = _direction(shape).to(like), like.new_zeros(shape), like.new_zeros(())
-    diagonal, beside = [], []
-    for _ in range(LANCZOS_STEPS):
-        image = normal_map(v)
-        diagonal.append((v * image).sum())
-        image = image - diagonal[-1] * v - beta * before
-        beta = image.norm()
-        beside.append(beta)
-        before, v = v, image / beta.clamp_min(torch.finfo(v.dtype).tiny)
-    band = torch.diag(torch.stack(diagonal)) + torch.diag(torch.stack(beside[:-1]), -1)
-    largest: Tensor = torch.linalg.eigvalsh(band)[-1]
-    return largest
-
-
-def _scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight over its largest entry, and that: squares of squares must neither vanish nor overflow."""
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    scale = torch.linalg.vector_norm(weight, math.inf).clamp_min(torch.finfo(weight.dtype).tiny)
-    return weight / scale, scale
-
-
-def _direction(shape: torch.Size) -> Tensor:
-    """A unit vector, always the same, without structure: a constant one is orthogonal to filters that sum to 0."""
-    vector = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
-    return vector.div_(vector.norm())
+        return NORM_MARGIN * lanczos_norm(normal_map, shape, weight) * scale**2
 
 
 def paddings(module: nn.Conv2d) -> tuple[int, int]:
