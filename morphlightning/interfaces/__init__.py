@@ -13,6 +13,7 @@ from morphlightning.interfaces._component import API_VERSION, KINDS, Component, 
 from morphlightning.interfaces._initializers import Initializer, SiteBatch, SiteSpec
 from morphlightning.interfaces._operators import ActiveChunk, ActiveGraph, SiteView
 from morphlightning.interfaces._optimizers import (
+    ROLES,
     Batch,
     Group,
     Loop,
@@ -38,6 +39,7 @@ from morphlightning.interfaces._others import (
 __all__ = [
     "API_VERSION",
     "KINDS",
+    "ROLES",
     "Activation",
     "ActiveChunk",
     "ActiveGraph",

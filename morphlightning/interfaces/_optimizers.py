@@ -38,12 +38,17 @@ class StepStatistics(Protocol):
         ...
 
 
+ROLES = ("morph", "linear", "norm", "bias", "activation", "scale", "other")
+"""What parameters can be to an optimizer, see :class:`Group`."""
+
+
 class Group(NamedTuple):
     """Parameters that an optimizer treats alike.
 
     Roles: ``"morph"`` (max-plus weights: decay would make them win, not vanish), ``"linear"`` (weights of linear and
-    convolution layers), ``"norm"``, ``"bias"``, ``"activation"``, ``"other"``. ``decay`` says whether weight decay
-    makes sense for them. ``sites`` holds the statistics of max-plus weights (since 1.2).
+    convolution layers), ``"norm"``, ``"bias"``, ``"activation"``, ``"scale"`` (of activations; since 1.4), ``"other"``.
+    ``decay`` says whether weight decay makes sense for them. ``sites`` holds the statistics of max-plus weights (since
+    1.2).
     """
 
     role: str

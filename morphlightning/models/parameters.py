@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from morphlightning import registry
 from morphlightning.errors import ConfigError
-from morphlightning.interfaces import Group, Spec, TorchOptimizer
+from morphlightning.interfaces import ROLES, Group, Spec, TorchOptimizer
 from morphlightning.layers import MorphLayer, sites
 
-ROLES = ("morph", "linear", "norm", "bias", "activation", "other")
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _NORM = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -19,7 +20,8 @@ def parameter_groups(module: nn.Module) -> list[Group]:
     """The trainable parameters of a module by role; roles without parameters are left out.
 
     Weight decay makes sense for the weights of linear and convolution layers and for what is not known better. It
-    does not for max-plus weights (0 wins, -inf vanishes), norms, biases and activations.
+    does not for max-plus weights (0 wins, -inf vanishes), norms, biases and activations. A module may say
+    otherwise in an attribute ``roles``, a mapping from its parameters' names.
     """
     groups = {role: Group(role, [], [], decay=role in ("linear", "other")) for role in ROLES}
     seen: set[int] = set()
@@ -66,6 +68,9 @@ def _role(module: nn.Module, name: str) -> str:
         return "morph"
     if isinstance(module, _NORM):
         return "norm"
+    roles: Mapping[str, str] = getattr(module, "roles", {})
+    if name in roles:
+        return roles[name]
     if name == "bias":
         return "bias"
     if isinstance(module, _LINEAR):

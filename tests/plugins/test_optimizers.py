@@ -83,8 +83,8 @@ def test_a_schedule_needs_the_length_of_the_run(spec: dict[str, Any]) -> None:
         component.scheduler(component.build(groups()), -1, -1)
 
 
-def test_morph_lr_is_the_rate_of_max_plus_weights_alone() -> None:
-    optimizer = registry.build("optimizers", {"name": "sgd", "lr": 0.5, "morph_lr": 2.0}).build(groups())
+def test_rates_are_those_of_the_roles_they_name() -> None:
+    optimizer = registry.build("optimizers", {"name": "sgd", "lr": 0.5, "rates": {"morph": 2.0}}).build(groups())
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"morph": 2.0, "linear": 0.5}
 
 
@@ -106,7 +106,8 @@ def test_decay_pulls_linear_weights_only(name: str) -> None:
         ({"name": "adam", "lr": 0}, "lr must be > 0"),
         ({"name": "adam", "lr": float("nan")}, "lr must be > 0"),
         ({"name": "sgd", "weight_decay": -1}, "weight_decay must be >= 0"),
-        ({"name": "sgd", "morph_lr": -1}, "morph_lr must be >= 0"),
+        ({"name": "sgd", "rates": {"morph": -1}}, "rates must be >= 0"),
+        ({"name": "sgd", "rates": {"mrph": 1}}, "no role mrph; there are morph"),
         ({"name": "adamw", "schedule": "linear"}, "schedule must be one of constant, cosine, one_cycle, step"),
         ({"name": "adamw", "schedule": "cosine", "warmup": 1}, "warmup must lie in"),
         ({"name": "adamw", "schedule": "step", "warmup": 0.1}, "takes no warmup"),

@@ -6,27 +6,29 @@ Decay pulls a max-plus weight towards 0, where it wins, instead of towards -inf,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from morphlightning.interfaces import Group
+from morphlightning.interfaces import ROLES, Group
 from morphlightning_plugins.optimizers.scheduled import Scheduled
 
 
 @dataclass(frozen=True)
 class _ByRole(Scheduled):
-    """One parameter group for each role; ``morph_lr`` is the rate of max-plus weights where it differs."""
+    """One parameter group for each role; ``rates`` holds the learning rates of roles where they are not ``lr``."""
 
-    morph_lr: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
-        if self.morph_lr is not None and not self.morph_lr >= 0:
-            raise ValueError(f"morph_lr must be >= 0, got {self.morph_lr}")
+        if unknown := set(self.rates) - set(ROLES):
+            raise ValueError(f"rates: no role {', '.join(sorted(unknown))}; there are {', '.join(ROLES)}")
+        if not all(rate >= 0 for rate in self.rates.values()):
+            raise ValueError(f"rates must be >= 0, got {dict(self.rates)}")
 
     @abstractmethod
     def make(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -39,7 +41,7 @@ class _ByRole(Scheduled):
                 {
                     "params": group.params,
                     "name": group.role,
-                    "lr": self.lr if group.role != "morph" or self.morph_lr is None else self.morph_lr,
+                    "lr": self.rates.get(group.role, self.lr),
                     "weight_decay": self.weight_decay if group.decay else 0.0,
                 }
                 for group in groups
