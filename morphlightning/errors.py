@@ -43,6 +43,10 @@ class NotSupportedError(MorphLightningError, RuntimeError):
     """A combination that a component refuses, with every reason at once."""
 
 
+class NotCertifiable(NotSupportedError):
+    """No Lipschitz constant can be proved for a layer; the message names it and says why."""
+
+
 class PluginError(MorphLightningError):
     """Base of what can go wrong with a plugin."""
 

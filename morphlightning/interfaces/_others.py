@@ -78,7 +78,8 @@ class Proximal(Protocol):
         ...
 
 
-Norm = Literal["l2", "linf"]
+Norm = Literal["l2", "linf", "any"]
+"""Of all numbers of a sample: Euclidean, largest modulus, or either, for maps with the same constant in both."""
 
 
 class LipschitzSpec(NamedTuple):
@@ -86,8 +87,8 @@ class LipschitzSpec(NamedTuple):
 
     Attributes:
         constant: An upper bound that holds for all inputs, not an estimate.
-        norm_in: The norm of inputs, over all numbers of a sample.
-        norm_out: The norm of outputs.
+        norm_in: The norm of inputs, over all numbers of a sample; "any" for maps of each number by itself.
+        norm_out: The norm of outputs; "any" with that of the inputs.
         exact: Whether no smaller constant would do.
         why: The reason, in words, for reports.
     """

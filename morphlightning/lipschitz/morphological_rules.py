@@ -1,0 +1,55 @@
+"""Lipschitz constants of morphological layers, in the sup norm.
+
+An increasing map that commutes with adding constants moves no output further than its inputs: with e = max |x - y|,
+x <= y + e gives f(x) <= f(y) + e. Dilations, erosions, what is composed of them, log-sum-exp and pooling are such maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from morphlightning import layers
+from morphlightning.errors import NotCertifiable
+from morphlightning.interfaces import LipschitzSpec
+from morphlightning.layers.windows import WindowLayer
+from morphlightning.lipschitz.spec import Measured, lipschitz_spec, register
+
+
+def _family(*names: str, ranks: tuple[str, ...] = ("", "1d", "2d", "3d")) -> list[type[nn.Module]]:
+    return [getattr(layers, name + rank) for name in names for rank in ranks]
+
+
+def _increasing_spec(constant: float, why: str = "increasing, and it commutes with adding constants") -> LipschitzSpec:
+    return LipschitzSpec(constant, "linf", "linf", constant == 1, why)
+
+
+@register(
+    *_family("Dilation", "Erosion", "Opening", "Closing", "SupOfErosions", "DilationErosion"),
+    *_family("DilationErosionPerceptron", "SoftDilation", "SoftErosion"),
+    *_family("Reconstruction", "MorphPool", ranks=("1d", "2d", "3d")),
+)
+def _increasing(module: Any, norm: Measured) -> LipschitzSpec:
+    if getattr(module, "return_provenance", False):
+        raise NotCertifiable("it returns provenance besides values")
+    added = _added(module)
+    return _increasing_spec(added) if added == 1 else _increasing_spec(added, f"sums of {added} such channels")
+
+
+@register(*_family("Gradient", "TopHat", ranks=("1d", "2d", "3d")))
+def _difference(module: nn.Module, norm: Measured) -> LipschitzSpec:
+    return _increasing_spec(2.0, "a difference of two increasing maps that commute with adding constants")
+
+
+@register(*_family("MinMaxPlus"))
+def _min_max_plus(module: Any, norm: Measured) -> LipschitzSpec:
+    linear = lipschitz_spec(module.linear, norm)
+    factor = _added(module.dilation) * _added(module.erosion)
+    return LipschitzSpec(linear.constant * factor, norm, "linf", False, "that of its linear layer")
+
+
+def _added(module: nn.Module) -> int:
+    """How many channels a windowed layer, or those of a composite, adds up for an output."""
+    windowed = [part for part in module.modules() if isinstance(part, WindowLayer) and part.windowing.merge == "sum"]
+    return max((part.in_channels // part.windowing.groups for part in windowed), default=1)
