@@ -71,7 +71,7 @@ def _reached(x: Tensor, knots: Tensor) -> Tensor:
     if knots.ndim == 1:
         return torch.searchsorted(knots, x.contiguous(), right=True)
     rows = x.transpose(0, 1).flatten(1).contiguous()
-    return torch.searchsorted(knots, rows, right=True).view(len(knots), len(x), -1).transpose(0, 1)
+    return torch.searchsorted(knots, rows, right=True).view(len(knots), len(x), x.shape[2]).transpose(0, 1)
 
 
 def _width(knots: Uniform | Tensor, index: Tensor) -> Tensor | float:
