@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import plots
 import torch
-from morphlightning_plugins.activations.linear_spline import LinearSpline
 from problems import Denoising
 from report import Report
 from study import Setting
@@ -20,6 +19,7 @@ from torch import nn
 from training import Run, badmm, measure, mm, network
 
 from morphlightning.bregman import Chain, MajorizeMinimize
+from morphlightning.splines import LinearSpline
 
 RIDGE = {"ridge": 100.0, "ridge_2": 1.0}
 ROUNDING = 1e-12

@@ -1,6 +1,6 @@
 """Pointwise nonlinearities."""
 
-from morphlightning_plugins.activations.linear_spline import LinearSpline
+from morphlightning.splines import LinearSpline, NonuniformSpline
 from morphlightning_plugins.activations.thresholds import ReLU, SoftThreshold
 
-__all__ = ["LinearSpline", "ReLU", "SoftThreshold"]
+__all__ = ["LinearSpline", "NonuniformSpline", "ReLU", "SoftThreshold"]
