@@ -5,6 +5,8 @@ from morphlightning.models.classifier import MorphologicalClassifier
 from morphlightning.models.lifted import LiftedModule
 from morphlightning.models.networks import MultilayerPerceptron
 from morphlightning.models.parameters import build_optimizer, parameter_groups
+from morphlightning.models.published import from_crr_checkpoint, from_wcrr_checkpoint
+from morphlightning.models.ridge import RidgeRegularizerDenoiser
 from morphlightning.models.training import PluginTraining
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "MorphologicalClassifier",
     "MultilayerPerceptron",
     "PluginTraining",
+    "RidgeRegularizerDenoiser",
     "build_optimizer",
+    "from_crr_checkpoint",
+    "from_wcrr_checkpoint",
     "parameter_groups",
 ]

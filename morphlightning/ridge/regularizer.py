@@ -1,0 +1,172 @@
+"""Ridge regularizers: sums of learned one-dimensional potentials of filtered images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.interfaces import Spline
+from morphlightning.ridge.filters import FilterBank, Filters
+from morphlightning.ridge.scaling import NoiseScaling
+from morphlightning.splines import SplineTable
+
+
+@dataclass(frozen=True)
+class Ridge:
+    r"""A ridge regularizer at its present weights and at given noise levels.
+
+    :math:`R(x) = \sum_{c,p} \alpha_c^{-2}\,\psi_c(\alpha_c (Wx)_{c,p})`, :math:`\psi_c' = \varphi_c` a linear spline.
+
+    Attributes:
+        filters: W.
+        profile: The splines phi, one for all features or one each.
+        scale: alpha, (N, features), or (1, features) for all images; None for 1.
+    """
+
+    filters: Filters
+    profile: SplineTable
+    scale: Tensor | None = None
+
+    def features(self, x: Tensor) -> Tensor:
+        """Scaled features alpha W x, (N, features, H', W')."""
+        return self._times(self.filters(x))
+
+    def grad(self, x: Tensor) -> Tensor:
+        """The gradient W^T diag(1/alpha) phi(alpha W x), shape of x (N, in, H, W)."""
+        return self.filters.adjoint(self._over(self.profile(self.features(x))))
+
+    def energy(self, x: Tensor) -> Tensor:
+        """R of each image, (N,)."""
+        density = self.profile.potential(self.features(x))
+        return self._over(self._over(density)).flatten(1).sum(1)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        """The slopes phi'(alpha W x), (N, features, H', W'), from the right at knots."""
+        return self.profile.slope(self.features(x))
+
+    def lipschitz(self) -> Tensor:
+        """The profile's largest absolute slope, a Lipschitz constant of the gradient where ||W|| <= 1; a scalar."""
+        return self.profile.slopes.abs().max()
+
+    def hessian_product(self, curvature: Tensor, v: Tensor) -> Tensor:
+        """W^T diag(curvature) W v, the Hessian at the point that ``curvature`` is of; shape of v."""
+        return self.filters.adjoint(curvature * self.filters(v))
+
+    def detach(self) -> Ridge:
+        """The same without a history."""
+        scale = None if self.scale is None else self.scale.detach()
+        return Ridge(self.filters.detach(), self.profile.detach(), scale)
+
+    def folded(self) -> FoldedRidge:
+        """The same gradient with one scale for all images folded into the filters: two passes less over features.
+
+        Raises:
+            ConfigError: Images have scales of their own.
+        """
+        analysis = synthesis = self.filters
+        if self.scale is not None:
+            if len(self.scale) != 1:
+                raise ConfigError("Ridge.folded: images of several noise levels; fold the scales of one at a time")
+            analysis, synthesis = analysis.scaled(self.scale[0]), synthesis.scaled(1 / self.scale[0])
+        return FoldedRidge(analysis.channels_last(), synthesis.channels_last(), self.profile)
+
+    def _times(self, z: Tensor) -> Tensor:
+        return z if self.scale is None else z * self.scale[:, :, None, None]
+
+    def _over(self, z: Tensor) -> Tensor:
+        return z if self.scale is None else z / self.scale[:, :, None, None]
+
+
+@dataclass(frozen=True)
+class FoldedRidge:
+    """The gradient of a ridge regularizer for images of one noise level, for many evaluations."""
+
+    analysis: Filters
+    synthesis: Filters
+    profile: SplineTable
+
+    def grad(self, x: Tensor) -> Tensor:
+        """As of :class:`Ridge`."""
+        return self.synthesis.adjoint(self.profile(self.analysis(x)))
+
+
+class RidgeRegularizer(nn.Module):
+    r"""A learned regularizer of images, :math:`R(x) = \sum_{c,p} \alpha_c^{-2}\,\psi_c(\alpha_c (Wx)_{c,p})`.
+
+    W is a bank of normalized filters, :math:`\|W\| \le 1`, and :math:`\varphi_c = \psi_c'` a learned linear spline with
+    slopes in :math:`[-\rho, L]`. Then R is rho-weakly convex and its gradient L-Lipschitz, whatever the scales: the
+    Hessian is :math:`W^T \mathrm{diag}(\varphi_c'(\alpha_c W x)) W`. With rho = 0, R is convex; with rho <= 1 the
+    denoising objective 1/2||x - y||^2 + R(x) is. Both constants are read off the splines' slopes, exactly.
+
+    Args:
+        filters: W.
+        activation: phi, a module with the capability Spline: one spline for all features, or one for each.
+        scaling: How the scales alpha depend on the noise level; None for alpha = 1.
+
+    Raises:
+        ConfigError: The activation is no spline.
+
+    Source: Goujon et al., arXiv 2211.12461 (convex), 2308.10542 (weakly convex, scales).
+    """
+
+    def __init__(self, filters: FilterBank, activation: nn.Module, scaling: NoiseScaling | None = None) -> None:
+        super().__init__()
+        if not isinstance(activation, Spline):
+            raise ConfigError(
+                f"RidgeRegularizer: {type(activation).__name__} is no spline, whose slopes and potential are "
+                "needed; take linear_spline or nonuniform_spline"
+            )
+        self.filters, self.activation, self.scaling = filters, activation, scaling
+
+    def forward(self, sigma: Tensor | float | None = None) -> Ridge:
+        """R at the present weights for noise levels (N,), or one number for all images; differentiable in the weights.
+
+        Raises:
+            ConfigError: The regularizer depends on the noise level, and none is given.
+        """
+        scale = None
+        if self.scaling is not None:
+            if sigma is None:
+                raise ConfigError("RidgeRegularizer: it depends on the noise level, sigma, and none was given")
+            level = torch.as_tensor(sigma).to(self.scaling.values).reshape(-1)
+            scale = self.scaling(level)
+        profile: SplineTable = self.activation.table()
+        return Ridge(self.filters(), profile, scale)
+
+    def grad(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """The gradient of R, shape of x (N, in, H, W); sigma is a number or (N,)."""
+        self._check(x)
+        return self(sigma).grad(x)  # type: ignore[no-any-return]
+
+    def energy(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
+        """R of each image, (N,)."""
+        self._check(x)
+        return self(sigma).energy(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def lipschitz(self) -> float:
+        """A Lipschitz constant of the gradient: the largest absolute slope, since ||W|| <= 1."""
+        return float(self._slopes().abs().max())
+
+    @torch.no_grad()
+    def weak_convexity(self) -> float:
+        """The smallest rho >= 0, up to ||W||, for which the splines make R + rho/2 ||.||^2 convex."""
+        return max(0.0, -float(self._slopes().min()))
+
+    @property
+    def certified(self) -> bool:
+        """Whether the two constants are proved, which takes a proved bound of ||W||."""
+        return self.filters.certified
+
+    def _slopes(self) -> Tensor:
+        table: SplineTable = self.activation.table()
+        return table.slopes.double()
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.filters.channels[0]:
+            raise ShapeError(
+                f"RidgeRegularizer: x has shape {tuple(x.shape)}, expected (N, {self.filters.channels[0]}, H, W)"
+            )
