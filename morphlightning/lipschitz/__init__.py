@@ -1,11 +1,18 @@
-"""Lipschitz constants that hold: norms of linear layers, certificates of networks."""
+"""Lipschitz constants that hold: norms of linear layers, certificates of networks, and layers built to have one."""
 
 from morphlightning.lipschitz import morphological_rules, torch_rules  # noqa: F401 - they register themselves
+from morphlightning.lipschitz.layers import GroupSort, Residual, SpectralConv2d, SpectralLinear
+from morphlightning.lipschitz.network import LipschitzNetwork
 from morphlightning.lipschitz.norms import convolution_norm, dense_norm, gram_norm
 from morphlightning.lipschitz.spec import Certificate, certify, lipschitz_spec, pointwise, register
 
 __all__ = [
     "Certificate",
+    "GroupSort",
+    "LipschitzNetwork",
+    "Residual",
+    "SpectralConv2d",
+    "SpectralLinear",
     "certify",
     "convolution_norm",
     "dense_norm",

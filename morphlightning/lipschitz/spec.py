@@ -140,8 +140,10 @@ def _one(module: nn.Module, norm: Measured) -> LipschitzSpec:
             return rule(module, norm)
         if "lipschitz_spec" in vars(kind) and isinstance(module, LipschitzDeclared):
             return module.lipschitz_spec()
+        if "forward" in vars(kind):  # what classes above say is about another forward
+            break
     raise NotCertifiable(
-        "nothing is known about it; give it a method lipschitz_spec, or register a rule for its class with "
+        "nothing is known about its forward; give its class a method lipschitz_spec, or a rule with "
         "morphlightning.lipschitz.register"
     )
 

@@ -147,7 +147,7 @@ class SplineModule(nn.Module):
     def lipschitz_spec(self) -> LipschitzSpec:
         """The steepest slope of all."""
         steepest = math.nextafter(float(self.lipschitz().detach().max()), math.inf)
-        return LipschitzSpec(steepest, exact=True, why="the steepest slope of its splines")
+        return LipschitzSpec(steepest, "any", "any", True, "the steepest slope of its splines")
 
     def prox(self, weight: Scalars) -> SplineTable:
         """Proximal map of ``weight`` times the potential; as :meth:`SplineTable.prox`."""

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from morphlightning_plugins.activations import Absolute, PReLU
 from torch import nn
 
 from morphlightning import registry
@@ -102,3 +103,23 @@ def test_linear_spline_keeps_nan_and_dtype() -> None:
 def test_linear_spline_bad_parameters(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"name": "linear_spline", **parameters})
+
+
+@pytest.mark.parametrize("limit", [None, 0.9])
+def test_prelu_has_one_slope_a_channel_within_its_limit(limit: float | None) -> None:
+    module = PReLU(3, init=0.5, limit=limit)
+    x = torch.tensor([[-2.0, -2.0, 4.0]])
+    torch.testing.assert_close(module(x).detach(), torch.tensor([[-1.0, -1.0, 4.0]]))
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([50.0, -50.0, 0.0]))
+    slopes = [50.0, -50.0] if limit is None else [limit, -limit]
+    torch.testing.assert_close(module(-torch.ones(1, 3)).detach(), -torch.tensor([[*slopes, 0.0]]))
+    assert module.lipschitz_spec().constant == max(1.0, -slopes[1])
+    with pytest.raises(ValueError, match="limit"):
+        PReLU(limit=0.2)
+
+
+def test_the_absolute_value() -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(Absolute()(x), x.abs())
+    assert Absolute().lipschitz_spec().constant == 1
