@@ -22,44 +22,43 @@ from torch import Tensor
 from morphlightning.bregman.activations import ProximalActivation, check_weight, on_domain, widen
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
 from morphlightning.functional import linear_spline
+from morphlightning.splines.table import SplineTable
 
 
 class Spline(ProximalActivation):
-    """A linear spline with slopes in [0, 1] and equally spaced knots; the outer pieces go on as straight lines.
+    """A linear spline with slopes in [0, 1]; the outer pieces go on as straight lines.
 
     h_star(0) = 0.
 
     Args:
         values: Values at the knots: ``(K,)``, or ``(channels, K)`` with a spline for each channel; K >= 2; copied.
-        limit: The knots lie on [-limit, limit].
+        limit: The knots are equally spaced on [-limit, limit]; or increasing knots, ``(K,)`` or as ``values``; copied.
         channel_dim: The axis of the channels.
 
     Raises:
         ShapeError: values has another shape, or an argument has another number of channels.
-        ConfigError: limit is not positive, or values are not finite.
+        ConfigError: limit is not positive, knots do not increase, or values are not finite.
         NotSupportedError: A slope lies outside [0, 1] by more than the rounding of values.
     """
 
-    def __init__(self, values: Tensor, limit: float, channel_dim: int = 1) -> None:
+    def __init__(self, values: Tensor, limit: float | Tensor, channel_dim: int = 1) -> None:
         if values.ndim not in (1, 2) or values.shape[-1] < 2 or not len(values):
             shape = tuple(values.shape)
             raise ShapeError(f"Spline: values has shape {shape}, expected (K,) or (channels, K) with K >= 2")
-        if not 0 < limit < math.inf:
-            raise ConfigError(f"Spline: limit must be positive and finite, got {limit}")
         if not bool(values.isfinite().all()):
             raise ConfigError("Spline: values must be finite, got NaN or infinite ones")
-        self.limit, self.channel_dim = limit, channel_dim
+        self.channel_dim = channel_dim
         self.channels = len(values) if values.ndim == 2 else None
         given = values.detach().to(torch.float64).reshape(-1, values.shape[-1])
-        width = 2 * limit / (given.shape[1] - 1)
+        self.knots = _places(limit, given)
+        self._at = self.knots if isinstance(limit, Tensor) else (-limit, limit)
+        widths = self.knots.diff()
         self.size = float(given.abs().max())
-        _check_slopes(given.diff() / width, 4 * torch.finfo(values.dtype).eps * (1 + self.size / width))
+        _check_slopes(given.diff() / widths, 4 * torch.finfo(values.dtype).eps * (1 + self.size / widths))
 
         self.values = given.cummax(1).values  # level where rounding made it fall
-        knots = torch.linspace(-limit, limit, given.shape[1], dtype=given.dtype, device=given.device)
-        self.knots = knots.repeat(len(given), 1)
-        self.slopes = self.values.diff() / width
-        areas = F.pad((self.values[:, 1:] + self.values[:, :-1]) * width / 2, (1, 0)).cumsum(1)
+        self.slopes = self.values.diff() / widths
+        areas = F.pad((self.values[:, 1:] + self.values[:, :-1]) * widths / 2, (1, 0)).cumsum(1)
         at_zero = _quadratic(areas.new_zeros(len(areas), 1), self.knots, areas, self.values, self.slopes)
         self._areas = areas - at_zero
         self._h = self.values * self.knots - self._areas
@@ -69,9 +68,10 @@ class Spline(ProximalActivation):
 
     def __call__(self, z: Tensor) -> Tensor:
         """Interpolate the values."""
-        values = self.values.to(widen(z))
-        ends = (-self.limit, self.limit)
-        return linear_spline(z, values[0] if self.channels is None else values, ends, channel_dim=self.channel_dim)
+        values, knots = self.values.to(widen(z)), self._at
+        if self.channels is None:
+            values, knots = values[0], knots[0] if isinstance(knots, Tensor) else knots
+        return linear_spline(z, values, knots, channel_dim=self.channel_dim)
 
     def prox(self, v: Tensor, t: float) -> Tensor:
         """The spline with the same values at the knots :math:`tz_k + (1-t)c_k`."""
@@ -121,10 +121,20 @@ def _look_up(x: Tensor, knots: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     return x - knots.gather(1, index), *(table.to(x).gather(1, index) for table in tables)
 
 
-def _check_slopes(slopes: Tensor, rounding: float) -> None:
-    excess = torch.maximum(-slopes, slopes - 1)
+def _places(limit: float | Tensor, values: Tensor) -> Tensor:
+    """A knot for each value, (channels, K)."""
+    if isinstance(limit, Tensor):
+        return SplineTable(limit.detach().to(values), values).knots.clone()
+    if not 0 < limit < math.inf:
+        raise ConfigError(f"Spline: limit must be positive and finite, got {limit}")
+    knots = torch.linspace(-limit, limit, values.shape[1], dtype=values.dtype, device=values.device)
+    return knots.repeat(len(values), 1)
+
+
+def _check_slopes(slopes: Tensor, rounding: Tensor) -> None:
+    excess = torch.maximum(-slopes, slopes - 1) - rounding
     worst = int(excess.argmax())
-    if excess.flatten()[worst] > rounding:
+    if excess.flatten()[worst] > 0:
         channel, piece = divmod(worst, slopes.shape[1])
         raise NotSupportedError(
             f"Spline: the slope of piece {piece} of channel {channel} is {float(slopes[channel, piece]):.6g}, but only "

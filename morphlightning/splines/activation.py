@@ -86,10 +86,10 @@ class LinearSpline(SplineModule):
 
     def proximal(self) -> Spline:
         """It as a proximal activation; NotSupportedError unless all slopes lie in [0, 1]."""
-        from morphlightning.bregman import Spline
-
-        values, (_, limit), _ = self._applied()
-        return Spline(values[0] if self.channels is None else values, float(limit), self.channel_dim)
+        values, ends, scale = self._applied()
+        if scale is not None or ends[0] != -ends[1]:
+            return super().proximal()
+        return self._proximal(values, float(ends[1]))
 
 
 class NonuniformSpline(SplineModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from morphlightning.splines.constraint import Metric, SlopeConstraint
 from morphlightning.splines.fitting import least_squares
 from morphlightning.splines.starts import Function, Start, start
 from morphlightning.splines.table import Scalars, SplineTable
+
+if TYPE_CHECKING:
+    from morphlightning.bregman import Spline
 
 Projection = Literal["forward", "step"]
 Extrapolation = Literal["linear", "constant"]
@@ -156,6 +159,19 @@ class SplineModule(nn.Module):
     def inverse(self) -> SplineTable:
         """Inverse functions; as :meth:`SplineTable.inverse`."""
         return self.table().inverse()
+
+    def proximal(self) -> Spline:
+        """It as a proximal activation; NotSupportedError unless all slopes lie in [0, 1]."""
+        table = self.table()
+        return self._proximal(table.values, table.knots)
+
+    def _proximal(self, values: Tensor, limit: float | Tensor) -> Spline:
+        from morphlightning.bregman import Spline
+
+        each = (self.channels or 1) // self.splines
+        limit = limit.repeat_interleave(each, 0) if isinstance(limit, Tensor) else limit
+        values = values.repeat_interleave(each, 0)
+        return Spline(values[0] if self.channels is None else values, limit, self.channel_dim)
 
     # ------------------------------------------------------------------------------------------------- changing it
     @torch.no_grad()

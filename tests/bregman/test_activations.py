@@ -358,6 +358,22 @@ def test_random_splines(seed: int, ends: float | None) -> None:
         torch.testing.assert_close(spline.prox(v, t), sigma(grid[::1000]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_splines_with_given_knots(shared: bool) -> None:
+    """Knots in the middle of straight pieces change nothing."""
+    knots = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    values = torch.stack([knots.relu(), 0.5 * knots, knots - knots.clamp(-1, 1)])
+    uniform = B.Spline(values, 2.0)
+    uneven = torch.cat([knots[:3], column(0.7), knots[3:]])
+    more = torch.stack([uneven.relu(), 0.5 * uneven, uneven - uneven.clamp(-1, 1)])
+    given = B.Spline(more, uneven if shared else uneven.expand(3, -1).clone())
+    z, v = 3 * random(40, 3), random(40, 3, seed=1)
+    for of in (lambda s: s(z), lambda s: s.h(s(v)), lambda s: s.h_star(z), lambda s: s.prox(z, 0.3)):
+        torch.testing.assert_close(of(given), of(uniform), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ConfigError, match="ascend"):
+        B.Spline(more, uneven.flip(0))
+
+
 def test_splines_that_are_other_activations() -> None:
     z = random(200)
     x = z.abs()

@@ -392,10 +392,22 @@ def test_fits_functions_and_samples(make: Make) -> None:
     assert bounded.lipschitz() <= 1 + 1e-5
 
 
-def test_proximal_activation() -> None:
-    module = LinearSpline(channels=2, init="soft_threshold", constraint="firmly_nonexpansive")
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"channels": 4},
+        {"channels": 4, "groups": 2, "limit": (-1.0, 2.0), "extrapolation": "constant"},
+        {"channels": 4, "learn_scale": True},
+        {},
+    ],
+)
+@pytest.mark.parametrize("make", KINDS)
+def test_proximal_activation(make: Make, parameters: dict[str, Any]) -> None:
+    module = shaken(make(init="soft_threshold", constraint="firmly_nonexpansive", **parameters))
     assert isinstance(module, Proximal)
-    x = torch.randn(5, 2)
-    torch.testing.assert_close(module.proximal()(x), module(x))
+    x = 3 * torch.randn(5, 4)
+    sigma = module.proximal()
+    torch.testing.assert_close(sigma(x), module(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sigma.h_star(x), module.potential(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(NotSupportedError, match=r"slopes in \[0, 1\]"):
-        LinearSpline(init="absolute").proximal()
+        make(init="absolute", **parameters).proximal()
