@@ -1,5 +1,6 @@
 """Inverse problems: operators, and solvers that say what makes them converge."""
 
-from morphlightning.inverse.accelerated import Solution, minimize
+from morphlightning.inverse.accelerated import minimize
+from morphlightning.inverse.iteration import PrintResiduals, Solution
 
-__all__ = ["Solution", "minimize"]
+__all__ = ["PrintResiduals", "Solution", "minimize"]

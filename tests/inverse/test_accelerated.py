@@ -163,7 +163,7 @@ def test_an_empty_batch_is_solved():
         ({"data": (torch.zeros(3),)}, ShapeError, "rows"),
         ({"gradient": lambda x: x[:1]}, ShapeError, "data="),
         ({"x": torch.tensor([[1.0], [math.nan]])}, NonFiniteError, r"\[1\]"),
-        ({"gradient": lambda x: -3 * x, "max_iterations": 5000}, NonFiniteError, "lipschitz"),
+        ({"gradient": lambda x: -3 * x, "max_iterations": 5000}, NonFiniteError, "Lipschitz"),
     ],
 )
 def test_what_cannot_work_is_refused(options, error, says):
