@@ -1,6 +1,29 @@
 """Inverse problems: operators, and solvers that say what makes them converge."""
 
+from morphlightning.inverse import operators
 from morphlightning.inverse.accelerated import minimize
+from morphlightning.inverse.denoisers import Averaged, NonexpansiveDenoiser, averagedness
 from morphlightning.inverse.iteration import PrintResiduals, Solution
+from morphlightning.inverse.plug_and_play import PnPADMM, PnPForwardBackward
+from morphlightning.inverse.solver import Solver
+from morphlightning.inverse.total_variation import TotalVariation, total_variation
+from morphlightning.inverse.unrolled import UnrolledProximalGradient
+from morphlightning.inverse.variational import SmoothRegularizer, Variational
 
-__all__ = ["PrintResiduals", "Solution", "minimize"]
+__all__ = [
+    "Averaged",
+    "NonexpansiveDenoiser",
+    "PnPADMM",
+    "PnPForwardBackward",
+    "PrintResiduals",
+    "SmoothRegularizer",
+    "Solution",
+    "Solver",
+    "TotalVariation",
+    "UnrolledProximalGradient",
+    "Variational",
+    "averagedness",
+    "minimize",
+    "operators",
+    "total_variation",
+]
