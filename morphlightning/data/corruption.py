@@ -26,7 +26,8 @@ class Corruption:
 
     Attributes:
         task: ``"denoising"`` adds Gaussian noise, ``"inpainting"`` sets pixels to 0, the others change nothing.
-        noise: Standard deviation of the noise, in the units of the images (white is 1). The sum is not clipped.
+        noise: Standard deviation of the noise, in the units of the images (white is 1), or (lowest, highest) to draw
+            each image's own uniformly. The sum is not clipped.
         missing: Probability that a pixel (all its channels together) is missing.
         seed: Seed of the run.
         stream: Which collection of samples the indices count.
@@ -34,7 +35,7 @@ class Corruption:
     """
 
     task: Task = "classification"
-    noise: float = 0.0
+    noise: float | tuple[float, float] = 0.0
     missing: float = 0.0
     seed: int = 0
     stream: int = TRAINING
@@ -52,19 +53,30 @@ class Corruption:
             The inputs, of the same shape; ``clean`` itself where the task leaves images as they are.
         """
         if self.task == "denoising":
-            return clean + self.noise * self._draw(clean.shape, epochs, samples, normal=True)
+            level = self.levels(epochs, samples).view(-1, *[1] * (clean.ndim - 1))
+            return clean + level * self._draw(clean.shape, epochs, samples, normal=True)
         if self.task == "inpainting":
             shape = (len(clean), 1, *clean.shape[2:])
             return clean * (self._draw(shape, epochs, samples, normal=False) >= self.missing)
         return clean
 
-    def _draw(self, shape: Sequence[int], epochs: Sequence[int], samples: Sequence[int], normal: bool) -> Tensor:
+    def levels(self, epochs: Sequence[int], samples: Sequence[int]) -> Tensor:
+        """Tell the standard deviation of each image's noise, float32 of shape (B,)."""
+        if not isinstance(self.noise, tuple):
+            return torch.full((len(samples),), self.noise)
+        low, high = self.noise
+        draws = self._draw((len(samples), 1), epochs, samples, normal=False, substream=1)
+        return draws[:, 0].mul_(high - low).add_(low)
+
+    def _draw(
+        self, shape: Sequence[int], epochs: Sequence[int], samples: Sequence[int], normal: bool, substream: int = 0
+    ) -> Tensor:
         out = np.empty((shape[0], int(np.prod(shape[1:]))), dtype=np.float32)
         bits = Philox(0)
         draw = Generator(bits).standard_normal if normal else Generator(bits).random
         # Setting the counter of one generator takes a hundredth of the time of making a new one, if the state holds
         # plain lists. The position 4 says that the buffer of four words is used up.
-        counter = [0, 0, 0, 0]
+        counter = [0, substream, 0, 0]  # counts up from there, far from reaching the next substream
         inner = {"counter": counter, "key": [self.seed, self.stream]}
         state: Any = {
             **bits.state,

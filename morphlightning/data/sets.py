@@ -15,8 +15,8 @@ Key = int | tuple[int, int]
 """A sample's index, or (epoch, index) where the noise is to change from epoch to epoch."""
 
 
-class ImageSet(Dataset[tuple[Tensor, Tensor]], ABC):
-    """Pairs ``(input, target)``, fetched a whole batch at a time.
+class ImageSet(Dataset[tuple[Tensor, ...]], ABC):
+    """Pairs ``(input, target)``, fetched a whole batch at a time; triples with the noise level where levels differ.
 
     A key is an index or a pair (epoch, index). The epoch travels with the index because a worker process that lives on
     through several epochs would not hear of a new one otherwise; an index alone means epoch 0.
@@ -44,15 +44,18 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]], ABC):
         """Make the key of a sample as training sees it in an epoch."""
         return epoch, index
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, ...]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Tensor]]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, ...]]:
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         epochs, indices = [epoch for epoch, _ in pairs], [index for _, index in pairs]
         clean = self.clean(indices)
-        inputs = self.corruption(clean, epochs, self.samples(indices))
-        return list(zip(inputs, self.targets(indices, clean), strict=True))
+        samples = self.samples(indices)
+        parts = [self.corruption(clean, epochs, samples), self.targets(indices, clean)]
+        if isinstance(self.corruption.noise, tuple):
+            parts.append(self.corruption.levels(epochs, samples))
+        return list(zip(*parts, strict=True))
 
 
 class LabelledImages(ImageSet):
@@ -93,9 +96,10 @@ class Patches(ImageSet):
     Args:
         images: The images, each uint8 of shape (C, H, W).
         corners: All patches, int64 of shape (P, 3), see :func:`patch_corners`.
-        rows: The rows of ``corners`` to use, int64.
+        rows: The patches to use, int64: row + P * symmetry, with a row of ``corners`` and one of the eight symmetries
+            of the square: symmetry % 4 quarter turns, mirrored before from symmetry 4 on.
         patch_size: Side of a patch, in pixels.
-        corruption: What makes the inputs; it counts samples by their row.
+        corruption: What makes the inputs; it counts samples by their entry in ``rows``.
     """
 
     def __init__(
@@ -110,14 +114,24 @@ class Patches(ImageSet):
     def clean(self, indices: Sequence[int]) -> Tensor:
         """Serve the clean patches, float32 of shape (B, C, patch_size, patch_size) in [0, 1]."""
         size = self.patch_size
-        corners = self.corners[self.rows[list(indices)]].tolist()
+        rows = self.rows[list(indices)]
+        symmetries = (rows // len(self.corners)).tolist()
+        corners = self.corners[rows % len(self.corners)].tolist()
         patches = [self.images[number][:, y : y + size, x : x + size] for number, y, x in corners]
+        patches = [turned(patch, symmetry) for patch, symmetry in zip(patches, symmetries, strict=True)]
         return torch.stack(patches).float().div_(255)
 
     def samples(self, indices: Sequence[int]) -> list[int]:
         """Tell the rows of these samples among all patches."""
         rows: list[int] = self.rows[list(indices)].tolist()
         return rows
+
+
+def turned(image: Tensor, symmetry: int) -> Tensor:
+    """Apply one of the eight symmetries of the square to an image (C, S, S), 0 the identity; see :class:`Patches`."""
+    if not symmetry:
+        return image
+    return torch.rot90(image.flip(-1) if symmetry >= 4 else image, symmetry % 4, (-2, -1))
 
 
 def patch_corners(images: Sequence[Tensor], patch_size: int, stride: int) -> Tensor:

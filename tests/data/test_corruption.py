@@ -68,3 +68,28 @@ def test_the_global_generators_are_left_alone() -> None:
     Corruption("denoising", noise=0.1)(CLEAN, EPOCHS, SAMPLES)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], before_numpy)
+
+
+def test_levels_are_uniform_in_their_range_and_scale_the_noise() -> None:
+    corrupt = Corruption("denoising", noise=(0.1, 0.3), seed=2)
+    samples = list(range(2000))
+    levels = corrupt.levels([0] * 2000, samples)
+    assert levels.dtype == torch.float32
+    assert 0.1 <= levels.min() < 0.11
+    assert 0.29 < levels.max() <= 0.3
+    assert abs(levels.mean() - 0.2) < 5 * 0.2 / (12 * 2000) ** 0.5
+    noise = corrupt(torch.zeros(2000, 1, 8, 8), [0] * 2000, samples)
+    unit = Corruption("denoising", noise=1.0, seed=2)(torch.zeros(2000, 1, 8, 8), [0] * 2000, samples)
+    torch.testing.assert_close(noise, levels.view(-1, 1, 1, 1) * unit)
+
+
+def test_a_level_depends_on_seed_stream_epoch_and_sample_alone() -> None:
+    def level(seed: int = 0, stream: int = 0, epoch: int = 0, sample: int = 0, fixed: bool = False) -> float:
+        made = Corruption("denoising", noise=(0.0, 1.0), seed=seed, stream=stream, fixed=fixed)
+        return made.levels([epoch], [sample]).item()
+
+    draws = [level(), level(seed=1), level(stream=1), level(epoch=1), level(sample=1)]
+    assert len(set(draws)) == len(draws)
+    assert level(epoch=9, fixed=True) == level()
+    corrupt = Corruption("denoising", noise=(0.0, 1.0))
+    assert corrupt.levels([0, 1, 0], [0, 0, 1]).tolist() == [draws[0], draws[3], draws[4]]

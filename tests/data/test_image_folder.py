@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from morphlightning.data import ImageFolderDenoising
-from morphlightning.data.folder import read_image
+from morphlightning.data.folder import read_image, resized
 from morphlightning.errors import ConfigError, DataError
 
 
@@ -142,6 +142,9 @@ def test_one_image_cannot_be_split(tmp_path: Path) -> None:
         ({"stride": 0}, "stride=0"),
         ({"channels": 2}, r"channels=2, expected 1 \(grey\) or 3"),
         ({"noise": -1.0}, "noise=-1.0"),
+        ({"noise": (0.2, 0.1)}, r"noise=\[0.2, 0.1\], expected a level, or \(lowest"),
+        ({"eval_noise": -1.0}, "eval_noise=-1.0"),
+        ({"scales": (1.0, 0.0)}, "scales="),
     ],
 )
 def test_settings_out_of_range_are_refused(root: Path, setting: dict[str, Any], expected: str) -> None:
@@ -152,3 +155,54 @@ def test_settings_out_of_range_are_refused(root: Path, setting: dict[str, Any], 
 def test_test_without_a_folder_says_so(root: Path) -> None:
     with pytest.raises(ConfigError, match="test_root"):
         module(root).setup("test")
+
+
+def test_a_range_of_noise_gives_each_patch_a_level_of_its_own(root: Path) -> None:
+    made = module(root, noise=(0.0, 0.2), eval_noise=0.15)
+    noisy, clean, level = next(iter(made.train_dataloader()))
+    assert level.shape == (64,)
+    assert level.dtype == torch.float32
+    ratio = (noisy - clean).flatten(1).std(1) / level  # of 64 values: 1 +- 0.09
+    assert ((ratio > 0.6) & (ratio < 1.4)).all()
+    ((noisy, clean, level),) = list(made.val_dataloader())
+    assert level.tolist() == pytest.approx([0.15])
+    assert abs((noisy - clean).std() - 0.15) < 0.02
+    assert made.hparams["noise"] == [0.0, 0.2]  # plain
+    middle = module(root, noise=(0.1, 0.2)).val_dataloader()
+    assert next(iter(middle))[2].item() == pytest.approx(0.15)
+
+
+def test_one_level_of_noise_can_differ_for_evaluation(root: Path) -> None:
+    ((noisy, clean),) = list(module(root, noise=0.1, eval_noise=0.0).val_dataloader())
+    assert torch.equal(noisy, clean)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_levels_of_an_epoch_do_not_depend_on_workers(root: Path, workers: int) -> None:
+    made = module(root, noise=(0.0, 0.2), num_workers=workers, train_size=20, batch_size=7)
+    sigma = torch.cat([level for *_, level in made.train_dataloader()])
+    order = list(made.train_dataloader().sampler)
+    served = made._sets["train"]
+    assert served is not None
+    assert torch.equal(sigma, torch.stack([served[key][2] for key in order]))
+
+
+def test_symmetries_serve_each_patch_in_eight_ways(root: Path) -> None:
+    plain, all_eight = module(root, noise=0.0), module(root, noise=0.0, symmetries=True)
+    patches = torch.cat([clean for _, clean in plain.train_dataloader()])
+    expected = set()
+    for patch in patches:
+        for mirrored in (patch, patch.flip(-1)):
+            expected |= {torch.rot90(mirrored, k, (-2, -1)).numpy().tobytes() for k in range(4)}
+    served = [clean.numpy().tobytes() for _, clean in all_eight._sets["train"]]  # type: ignore[union-attr]
+    assert len(served) == 8 * len(patches) == len(expected)
+    assert set(served) == expected
+
+
+def test_scales_add_patches_of_resized_images(root: Path) -> None:
+    made = module(root, scales=(1.0, 0.5), stride=None)
+    assert len(made._sets["train"]) == 3 * (2 * 3 + 1 * 1)  # type: ignore[arg-type]  # 20 x 30 and 10 x 15
+    flat = torch.full((1, 9, 5), 77, dtype=torch.uint8)
+    assert torch.equal(resized(flat, 0.7), torch.full((1, 6, 4), 77, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"x0\.3 has 6 x 9 pixels, smaller than a patch"):
+        module(root, scales=(0.3,))
