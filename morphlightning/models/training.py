@@ -228,7 +228,7 @@ class PluginTraining(L.LightningModule):
         return isinstance(self.optimizer_component, Loop) and self.optimizer_component.owns_samples
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The plugin's optimizer; constraints are restored after each of its steps."""
+        """The plugin's optimizer; after each of its steps regularizers take theirs, then constraints are restored."""
         component = self.optimizer_component
         if isinstance(component, Loop):
             component.bind(self, parameter_groups(self))
@@ -236,7 +236,7 @@ class PluginTraining(L.LightningModule):
         else:
             optimizer = build_optimizer(self, component)
             schedule = component.scheduler(optimizer, self._total_steps(), self.trainer.max_epochs or -1)
-        optimizer.register_step_post_hook(self._project)
+        optimizer.register_step_post_hook(self._after_step)
         return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer  # type: ignore[return-value]
 
     def _total_steps(self) -> int:
@@ -246,7 +246,10 @@ class PluginTraining(L.LightningModule):
         self.trainer.fit_loop._combined_loader = None
         return int(total) if total != float("inf") else -1
 
-    def _project(self, *_: Any) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        steps = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for regularizer in self.regularizers.values():
+            regularizer.prox_(self, steps)
         for module in self.modules():
             if isinstance(module, Constrained):
                 module.project_()

@@ -18,6 +18,7 @@ from morphlightning.splines.constraint import Metric, SlopeConstraint
 from morphlightning.splines.fitting import least_squares
 from morphlightning.splines.starts import Function, Start, start
 from morphlightning.splines.table import Scalars, SplineTable
+from morphlightning.splines.tv2 import prox_tv2
 
 if TYPE_CHECKING:
     from morphlightning.bregman import Spline
@@ -179,6 +180,14 @@ class SplineModule(nn.Module):
         """Bring the values into the constraint; where ``projection="forward"`` they are projected on use instead."""
         if self.projection == "step":
             self._project_()
+
+    @torch.no_grad()
+    def prox_tv2_(self, weight: float) -> None:
+        """Replace the values between the knots by the proximal map of ``weight`` times their ``tv2``: fewer kinks.
+
+        Of the values as they are applied; what ``extrapolation="constant"`` adds is left out.
+        """
+        self.values.copy_(prox_tv2(self._inside(), self._for_projection(), weight))
 
     @torch.no_grad()
     def fit_(self, target: Function | SplineTable | Start | tuple[Tensor, Tensor]) -> Self:

@@ -28,6 +28,7 @@ from morphlightning.functional import linear_spline, linear_spline_slope
 from morphlightning.functional.splines import check_knots
 from morphlightning.ops.plain import plain
 from morphlightning.splines.pruning import needed_knots
+from morphlightning.splines.tv2 import tv2
 
 Scalars = float | Tensor
 """One number, or one for each spline ``(splines,)``."""
@@ -116,7 +117,7 @@ class SplineTable:
 
     def tv2(self) -> Tensor:
         """Second-order total variation of each spline, the sum of |changes of slope|, (splines,)."""
-        return self.slopes.diff(dim=1).abs().sum(1)
+        return tv2(self.values, self.knots)
 
     def lipschitz(self) -> Tensor:
         """Smallest Lipschitz constant of each spline, its steepest slope, in float64 (splines,)."""

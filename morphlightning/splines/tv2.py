@@ -11,6 +11,14 @@ from morphlightning.splines.constraint import Knots, SlopeConstraint
 _ROUNDS = 10_000
 
 
+def kinks(values: Tensor, knots: Knots) -> Tensor:
+    """Changes of slope at the inner knots, (splines, K - 2); arguments as for :func:`tv2`."""
+    steps = values.diff(dim=-1)
+    if isinstance(knots, Tensor):
+        return (steps / knots.to(values.dtype).diff(dim=-1)).diff(dim=-1)
+    return steps.diff(dim=-1) * ((values.shape[-1] - 1) / (knots[1] - knots[0]))
+
+
 def tv2(values: Tensor, knots: Knots) -> Tensor:
     r"""Sum of the changes of slope of each spline, :math:`\sum_k |s_{k+1} - s_k|`, (splines,); differentiable.
 
@@ -20,10 +28,13 @@ def tv2(values: Tensor, knots: Knots) -> Tensor:
 
     Source: the regularizer of Bohra et al. (2020) and Unser et al. (arXiv 2408.13114).
     """
-    steps = values.diff(dim=-1)
-    if isinstance(knots, Tensor):
-        return (steps / knots.to(values.dtype).diff(dim=-1)).diff(dim=-1).abs().sum(-1)
-    return steps.diff(dim=-1).abs().sum(-1) * ((values.shape[-1] - 1) / (knots[1] - knots[0]))
+    return kinks(values, knots).abs().sum(-1)
+
+
+def active_knots(values: Tensor, knots: Knots, share: float = 0.01) -> Tensor:
+    """Whether an inner knot's kink is more than ``share`` of its spline's tv2, (splines, K - 2), bool."""
+    sizes = kinks(values, knots).abs()
+    return sizes > share * sizes.sum(-1, keepdim=True)
 
 
 @torch.no_grad()
@@ -78,9 +89,9 @@ def prox_tv2(
 
 
 def _prox(c: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-    from morphlightning.ops.cpu import kinks
+    from morphlightning.ops.cpu.kinks import solve
 
-    n, certain = kinks.solve(t, c, weight)
+    n, certain = solve(t, c, weight)
     if not certain.all():
         spline = int((~certain).nonzero()[0])
         raise MorphLightningError(f"prox_tv2: spline {spline} was not solved; its knots may lie too unevenly")

@@ -28,10 +28,12 @@ def gives_a_finite_scalar(subject: Subject) -> None:
 
 
 def can_be_differentiated(subject: Subject) -> None:
-    """The term has a finite gradient for at least one parameter, or for the output."""
+    """The term has a finite gradient for at least one parameter, or for the output; or prox_() moves parameters."""
     regularizer, network = _bound(subject)
     term = _term(regularizer, network)
-    assert term.requires_grad, "nothing that the term depends on requires a gradient"
+    if not term.requires_grad:
+        assert _moved(regularizer, network, 0.1), "nothing that the term depends on requires a gradient"
+        return
     term.backward()
     grads = [p.grad for p in network.parameters() if p.grad is not None]
     assert grads, "no parameter received a gradient"
@@ -48,6 +50,17 @@ def changes_nothing(subject: Subject) -> None:
     assert list(network.state_dict()) == list(before), "the entries of state_dict changed"
     for name, value in network.state_dict().items():
         require_equal(value, before[name], name)
+
+
+def steps_by_the_learning_rate(subject: Subject) -> None:
+    """prox_() moves parameters to finite values, nothing else, and nothing where the learning rate is 0 or unknown."""
+    regularizer, network = _bound(subject)
+    names = {name for name, _ in network.named_parameters()}
+    moved = _moved(regularizer, network, 0.1)
+    assert moved <= names, f"it changed {', '.join(sorted(moved - names))}"
+    for rate in (0.0, None):
+        moved = _moved(regularizer, network, rate)
+        assert not moved, f"it changed {', '.join(sorted(moved))} with the learning rate {rate}"
 
 
 def is_deterministic(subject: Subject) -> None:
@@ -67,6 +80,7 @@ CHECKS = (
     gives_a_finite_scalar,
     can_be_differentiated,
     changes_nothing,
+    steps_by_the_learning_rate,
     is_deterministic,
 )
 
@@ -95,6 +109,19 @@ def _networks() -> list[nn.Module]:
         nn.Sequential(nn.Linear(4, 5), spline, nn.Linear(5, 3)),
         nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)),
     ]
+
+
+def _moved(regularizer: Regularizer, network: nn.Module, rate: float | None) -> set[str]:
+    """The entries of a copy that prox_() changes; a rate of None is for an optimizer that holds no parameter."""
+    network = copy.deepcopy(network)
+    before = copy.deepcopy(network.state_dict())
+    regularizer.prox_(network, {} if rate is None else dict.fromkeys(network.parameters(), rate))
+    after = network.state_dict()
+    assert list(after) == list(before), "prox_ changed the entries of state_dict"
+    tensors = {name: value for name, value in after.items() if isinstance(value, Tensor)}
+    moved = {name for name, value in tensors.items() if not torch.equal(value, before[name])}
+    assert all(after[name].isfinite().all() for name in moved), "prox_ made values that are not finite"
+    return moved
 
 
 def _term(regularizer: Regularizer, network: nn.Module) -> Tensor:

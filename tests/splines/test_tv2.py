@@ -10,7 +10,7 @@ from scipy.optimize import lsq_linear, minimize
 from morphlightning import backends
 from morphlightning.errors import ConfigError
 from morphlightning.splines import SlopeConstraint
-from morphlightning.splines.tv2 import prox_tv2, tv2
+from morphlightning.splines.tv2 import active_knots, prox_tv2, tv2
 
 
 def problem(seed, rows=3, knots=12):
@@ -32,6 +32,13 @@ def test_tv2_is_the_sum_of_changes_of_slope():
     assert torch.allclose(tv2(c, t[0])[0], expected[0])
     assert torch.allclose(tv2(c, (-1.0, 2.0)), tv2(c, torch.linspace(-1, 2, 12)))
     assert torch.autograd.gradcheck(tv2, (c.requires_grad_(), t.requires_grad_()))
+
+
+def test_active_knots_are_those_of_notable_kinks():
+    t = torch.linspace(-1, 1, 21)
+    values = torch.stack([t.clamp_min(0), t.abs() + 1e-4 * torch.rand(21), t])
+    active = active_knots(values, t)
+    assert active[:2].nonzero().tolist() == [[0, 9], [1, 9]]
 
 
 def test_splines_do_not_mix():

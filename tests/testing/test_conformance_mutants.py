@@ -645,6 +645,17 @@ class Meddling(Squares):
         return super().term(module, context)
 
 
+@breaks("regularizers", "steps_by_the_learning_rate")
+@dataclass(frozen=True)
+class Unasked(Squares):
+    """Shrinks all parameters by the same factor after each step."""
+
+    def prox_(self, module: nn.Module, steps: Any) -> None:
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(0.9)
+
+
 @breaks("regularizers", "is_deterministic")
 @dataclass(frozen=True)
 class Seeding(Squares):
