@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         LearningCurves,
         MessagePaths,
         Reconstructions,
+        SplineFigures,
         StructuringFunctions,
         WeightActivity,
     )
@@ -38,6 +39,7 @@ _HOMES = {
     "RandomState": "random_state",
     "RankAgreement": "rank_agreement",
     "Reconstructions": "figures",
+    "SplineFigures": "figures",
     "StartGuard": "start_guard",
     "StructuringFunctions": "figures",
     "TouchCounts": "touches",
@@ -54,6 +56,7 @@ __all__ = [
     "RandomState",
     "RankAgreement",
     "Reconstructions",
+    "SplineFigures",
     "StartGuard",
     "StructuringFunctions",
     "TouchCounts",

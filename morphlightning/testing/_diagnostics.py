@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+from torch import nn
+
+from morphlightning import registry
+from morphlightning.layers import Dilation
+from morphlightning.models import MorphologicalClassifier
 from morphlightning.testing import _training
 from morphlightning.testing._subject import Subject, is_documented, is_saved_by_name, require_equal
 
 
 def changes_no_bit_of_training(subject: Subject) -> None:
     """With and without it, parameters and random states (torch, numpy, Python) end up equal bit for bit."""
-    without, with_it = _training.classifier(), _training.classifier()
+    without, with_it = _classifier(), _classifier()
     _training.fit(without)
     expected = _training.random_states()
     _training.fit(with_it, callbacks=[subject.build(every_n_steps=1)])
@@ -22,8 +28,8 @@ def changes_no_bit_of_training(subject: Subject) -> None:
 def logs_under_its_own_name(subject: Subject) -> None:
     """It logs at least one value, all of them under diagnostics/<name>/."""
     plain, watched = _training.KeyLogger(), _training.KeyLogger()
-    _training.fit(_training.classifier(), logger=plain)
-    _training.fit(_training.classifier(), callbacks=[subject.build(every_n_steps=1)], logger=watched)
+    _training.fit(_classifier(), logger=plain)
+    _training.fit(_classifier(), callbacks=[subject.build(every_n_steps=1)], logger=watched)
     prefix = "diagnostics/"
     if isinstance(subject.spec, str | Mapping):
         name = subject.spec if isinstance(subject.spec, str) else subject.spec["name"]
@@ -38,7 +44,16 @@ def works_twice(subject: Subject) -> None:
     """One callback can watch two trainings in a row."""
     callback = subject.build(every_n_steps=1)
     for _ in range(2):
-        _training.fit(_training.classifier(), epochs=1, callbacks=[callback])
+        _training.fit(_classifier(), epochs=1, callbacks=[callback])
 
 
 CHECKS = (is_documented, is_saved_by_name, changes_no_bit_of_training, logs_under_its_own_name, works_twice)
+
+
+def _classifier() -> MorphologicalClassifier:
+    """With something to see for those that look at max-plus layers and for those that look at splines."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        spline = registry.build("activations", "morphlightning:linear_spline")
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), spline, Dilation(6, 6))
+        return MorphologicalClassifier((1, 2, 4), 3, backbone=backbone)

@@ -53,6 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
     "radius_clipped": {"heuristic": "count_normalized+radius_clipped"},
     "signum": {"optimizer": {"name": "signum", "lr": 1e-3}, "heuristic": "count_normalized"},
     "prototype": {"channels": (), "hidden": (12,), "initializer": "prototype"},
+    "splines": {
+        "activation": {"name": "linear_spline", "constraint": "lipschitz", "projection": "step", "metric": "l2"},
+        "regularizers": [{"name": "tv2", "weight": 0.02, "mode": "prox"}],
+        "diagnostics": [{"name": "spline_monitor", "every_n_steps": 1}],
+    },
     "denoiser": {},
 }
 

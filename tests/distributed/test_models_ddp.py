@@ -43,6 +43,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("count_normalized", marks=slow),
         pytest.param("bouligand", marks=slow),
         pytest.param("prototype", marks=slow),
+        pytest.param("splines", marks=slow),
         pytest.param("denoiser", marks=slow),
     ],
 )
@@ -55,7 +56,7 @@ def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
         assert error < 1e-10, f"{name}: {error:.2e}"
     assert len(one["diagnostics"]) == len(two["diagnostics"])
     assert two["diagnostics"] == pytest.approx(one["diagnostics"], rel=1e-9, abs=1e-12)  # radii divide by small moves
-    assert bool(one["diagnostics"]) == (case in ("everything", "count_normalized"))
+    assert bool(one["diagnostics"]) == (case in ("everything", "count_normalized", "splines"))
 
 
 @slow

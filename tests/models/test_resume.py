@@ -57,6 +57,20 @@ def morph_descent(workers: int) -> Start:
     return model, Digits(batch_size=64, train_size=64 * STEPS, num_workers=workers)
 
 
+def splines(workers: int) -> Start:
+    torch.manual_seed(0)
+    activation = {"name": "linear_spline", "constraint": "lipschitz", "projection": "step", "metric": "l2"}
+    model = MorphologicalClassifier(
+        SHAPE,
+        channels=(4,),
+        activation=activation,
+        optimizer={"name": "adam", "lr": 0.01, "schedule": "cosine"},
+        regularizers=[{"name": "tv2", "weight": 0.1, "mode": "prox"}],
+        diagnostics=["spline_monitor"],
+    )
+    return model, Digits(batch_size=64, train_size=64 * STEPS, num_workers=workers)
+
+
 def fit(make_trainer: Make, start: Start, keep: list[ModelCheckpoint], **resume: Any) -> dict[str, Any]:
     """Everything that a run ends with, by name."""
     model, data = start
@@ -86,7 +100,7 @@ def checkpoints(folder: Path) -> list[ModelCheckpoint]:
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [classifier, denoiser, morph_descent])
+@pytest.mark.parametrize("make", [classifier, denoiser, morph_descent, splines])
 def test_resume_bit_for_bit(make_trainer: Make, tmp_path: Path, make: Callable[[int], Start], workers: int) -> None:
     straight = fit(make_trainer, make(workers), checkpoints(tmp_path))
     assert not any(value.isnan().any() for value in map(torch.as_tensor, straight.values()))

@@ -6,6 +6,7 @@ from morphlightning.callbacks.figures.confusion import ConfusionMatrix
 from morphlightning.callbacks.figures.curves import LearningCurves
 from morphlightning.callbacks.figures.paths import MessagePaths
 from morphlightning.callbacks.figures.reconstructions import Reconstructions
+from morphlightning.callbacks.figures.splines import SplineFigures
 from morphlightning.callbacks.figures.structuring import StructuringFunctions
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LearningCurves",
     "MessagePaths",
     "Reconstructions",
+    "SplineFigures",
     "StructuringFunctions",
     "WeightActivity",
 ]
