@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from morphlightning.data.images import CIFAR10, KMNIST, MNIST, Digits, FashionMNIST
     from morphlightning.data.loader import ResumableLoader
     from morphlightning.data.owned import OwnedLoader, indexed
+    from morphlightning.data.toy import ToyDensity
 
 _HOMES = {
     "CIFAR10": "images",
@@ -28,6 +29,7 @@ _HOMES = {
     "MNIST": "images",
     "OwnedLoader": "owned",
     "ResumableLoader": "loader",
+    "ToyDensity": "toy",
     "indexed": "owned",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "ImageFolderDenoising",
     "OwnedLoader",
     "ResumableLoader",
+    "ToyDensity",
     "indexed",
 ]
 

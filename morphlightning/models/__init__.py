@@ -2,6 +2,7 @@
 
 from morphlightning.models.autoencoder import MorphologicalAutoencoder
 from morphlightning.models.classifier import MorphologicalClassifier
+from morphlightning.models.flow import NormalizingFlow
 from morphlightning.models.lifted import LiftedModule
 from morphlightning.models.networks import MultilayerPerceptron
 from morphlightning.models.parameters import build_optimizer, parameter_groups
@@ -14,6 +15,7 @@ __all__ = [
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
     "MultilayerPerceptron",
+    "NormalizingFlow",
     "PluginTraining",
     "RidgeRegularizerDenoiser",
     "build_optimizer",

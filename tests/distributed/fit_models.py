@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from morphlightning import SafeCheckpointIO
 from morphlightning.data import Digits
-from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, PluginTraining
+from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, NormalizingFlow, PluginTraining
 
 SHAPE, STEPS, BATCH = (1, 8, 8), 20, 16
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -59,7 +59,17 @@ CASES: dict[str, dict[str, Any]] = {
         "diagnostics": [{"name": "spline_monitor", "every_n_steps": 1}],
     },
     "denoiser": {},
+    "flow": {},
 }
+TASKS = {"denoiser": "denoising", "flow": "reconstruction"}
+
+
+def build(case: str) -> PluginTraining:
+    if case == "denoiser":
+        return MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD)
+    if case == "flow":
+        return NormalizingFlow(SHAPE, layers=2, hidden=(16,), levels=17, optimizer={"name": "adam", "lr": 1e-3})
+    return classifier(**CASES[case])
 
 
 class Logged(Callback):
@@ -76,11 +86,7 @@ class Logged(Callback):
 def run(folder: Path, case: str, devices: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    settings = CASES[case]
-    task = "denoising" if case == "denoiser" else "classification"
-    model = (
-        MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD) if case == "denoiser" else classifier(**settings)
-    )
+    model, task = build(case), TASKS.get(case, "classification")
     logged = Logged()
     trainer = L.Trainer(
         accelerator="cpu",
