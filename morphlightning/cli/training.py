@@ -27,6 +27,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import morphlightning.data.folder
 import morphlightning.data.images
+import morphlightning.data.toy
 import morphlightning.models  # noqa: F401 - makes the short class names of models and data known
 from morphlightning.callbacks.figures import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
 from morphlightning.checkpoint_io import SafeCheckpointIO
