@@ -7,6 +7,7 @@ end piece gives the end value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -120,4 +121,4 @@ def _rows(x: Tensor, dim: int | None) -> tuple[list[int], Tensor]:
     if dim is None:
         return order, turned.reshape(1, 1, -1)
     at = order.index(dim)
-    return order, turned.reshape(turned.shape[:at].numel(), x.shape[dim], turned.shape[at + 1 :].numel())
+    return order, turned.reshape(math.prod(turned.shape[:at]), x.shape[dim], math.prod(turned.shape[at + 1 :]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -117,6 +117,10 @@ class RidgeRegularizerDenoiser(PluginTraining):
     def grad(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """The gradient of R, shape of x; ``sigma`` as for calling."""
         return self.regularizer.grad(x, self._levels(sigma))
+
+    def gradient_at(self, sigma: Tensor | float | None = None) -> Callable[[Tensor], Tensor]:
+        """The gradient of R at the present weights and one noise level, without history: for many evaluations."""
+        return self.regularizer.gradient_at(self._levels(sigma))
 
     def energy(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """R of each image, (N,); ``sigma`` as for calling."""

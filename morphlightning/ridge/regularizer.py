@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,6 +141,11 @@ class RidgeRegularizer(nn.Module):
         """The gradient of R, shape of x (N, in, H, W); sigma is a number or (N,)."""
         self._check(x)
         return self(sigma).grad(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def gradient_at(self, sigma: Tensor | float | None = None) -> Callable[[Tensor], Tensor]:
+        """The gradient at the present weights and one noise level, without history: for many evaluations."""
+        return self(sigma).folded().grad  # type: ignore[no-any-return]
 
     def energy(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """R of each image, (N,)."""

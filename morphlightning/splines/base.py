@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -206,6 +207,14 @@ class SplineModule(nn.Module):
         self.values.copy_(values)
         self._project_()
         return self
+
+    @torch.no_grad()
+    def unconstrained(self) -> Self:
+        """A copy that computes the same, with the values projected for good and no constraint; for inference."""
+        settled = copy.deepcopy(self)
+        settled.values.copy_(self._inside())
+        settled.constraint = None
+        return settled
 
     @torch.no_grad()
     def _project_(self) -> None:

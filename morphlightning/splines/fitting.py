@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from morphlightning.errors import ConfigError
+from morphlightning.splines.table import SplineTable
 
 STRAIGHTNESS = 1e-9
 """Weight of squared second differences beside the mean squared error: it settles what no sample does."""
@@ -31,3 +37,42 @@ def least_squares(x: Tensor, y: Tensor, knots: Tensor) -> Tensor:
     normal = hats.mT @ hats / x.shape[1] + STRAIGHTNESS * (second.mT @ second)
     solution: Tensor = torch.linalg.lstsq(normal, hats.mT @ y[..., None] / x.shape[1]).solution
     return solution[..., 0]
+
+
+class Fit(NamedTuple):
+    """A spline, and how far it is from the function that it was fitted to.
+
+    Attributes:
+        table: The spline.
+        error: The largest distance between the ends of its knots, over ``samples`` points of each piece.
+        at: Where it is that far.
+    """
+
+    table: SplineTable
+    error: float
+    at: float
+
+
+def fit(function: Callable[[Tensor], Tensor], knots: Tensor, *, tolerance: float = 0.0, samples: int = 32) -> Fit:
+    """Interpolate a function at knots, in float64, or at the fewest of them.
+
+    Args:
+        function: A pointwise function of a tensor.
+        knots: Increasing knots (K,).
+        tolerance: The interpolation at all knots is then pruned by so much, see :meth:`SplineTable.prune`.
+        samples: Points in each piece at which the error is measured.
+
+    Raises:
+        ConfigError: Knots do not increase, the function is not finite at one, or tolerance is negative.
+    """
+    knots = knots.detach().double()
+    values = function(knots)
+    if not bool(values.isfinite().all()):
+        raise ConfigError(f"fit: the function is not finite at {knots[~values.isfinite()][0].item():.6g}")
+    table = SplineTable(knots, values)
+    inner = torch.arange(samples, dtype=torch.float64) / samples
+    points = torch.cat([(knots[:-1, None] + inner * knots.diff()[:, None]).flatten(), knots[-1:]])
+    table = table.prune(tolerance) if tolerance else table
+    distance = (table(points) - function(points)).abs()
+    worst = int(distance.argmax())
+    return Fit(table, float(distance[worst]), float(points[worst]))

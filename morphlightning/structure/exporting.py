@@ -12,10 +12,12 @@ from torch.overrides import TorchFunctionMode
 from morphlightning.errors import ConfigError
 from morphlightning.layers import MorphLayer, Site
 from morphlightning.models.training import PluginTraining
+from morphlightning.ops import splines
 from morphlightning.ops.dispatch import maxplus
 from morphlightning.ops.eager import compute_dtype
 from morphlightning.ops.geometry import Dense, Geometry
 from morphlightning.pipeline import Pipeline
+from morphlightning.splines import SplineModule
 from morphlightning.structure.basis import SUPREMA, minimal_basis
 from morphlightning.structure.chains import Pair, flattens, pairs
 
@@ -30,6 +32,7 @@ def export(module: nn.Module) -> nn.Module:
       every output of a Dilation or Erosion, or zero for every output of an nn.Linear.
     - Suprema of erosions become their minimal basis.
     - Max-plus layers keep their weights and masks alone; rules and heuristics are the defaults.
+    - Splines keep the values that are applied, without their constraint.
 
     The output is the same for every finite input, up to the rounding of a linear layer of another size. Weights are
     not pruned by data: do that first, by :func:`prune_head`.
@@ -38,8 +41,8 @@ def export(module: nn.Module) -> nn.Module:
         module: A morphlightning model or any nn.Module; it is not changed.
 
     Returns:
-        A copy in evaluation mode, without gradients, of torch.nn modules, morphlightning.layers and ErosionBasis. Its
-        state dict loads into any module of these sizes.
+        A copy in evaluation mode, without gradients, of torch.nn modules, morphlightning.layers, ErosionBasis and
+        splines. Its state dict loads into any module of these sizes.
 
     Raises:
         ConfigError: It is a LightningModule of somebody else, whose network is not known.
@@ -86,6 +89,8 @@ def _drop_unread(pair: Pair) -> None:
 def _without_training(module: nn.Module) -> nn.Module:
     if isinstance(module, SUPREMA):
         return _without_training(minimal_basis(module).eval())
+    if isinstance(module, SplineModule):
+        return module.unconstrained()
     if isinstance(module, MorphLayer):
         module.pipeline = Pipeline.parse()
         module.site = Site(module)
@@ -95,12 +100,14 @@ def _without_training(module: nn.Module) -> nn.Module:
 
 
 class PlainTorch(nn.Module):
-    """``module`` with its dilations and erosions, dense and windowed, computed by plain torch operators.
+    """``module`` with its dilations and erosions, dense and windowed, and splines computed by plain torch operators.
 
     For torch.export and ONNX, whose files then need nothing of morphlightning. Every candidate of every output is held
-    at once, so this is for small (pruned) networks; elsewhere torch.export takes our layers as they are, and its files
-    need morphlightning to be installed. Inputs must be finite. Soft operators, splines and reconstruction stay as they
-    are, and so do pooling layers that return provenance.
+    at once (and for splines with knots that are not equally spaced, whether each number lies beyond each knot), so this
+    is for small (pruned) networks; elsewhere torch.export takes our layers as they are, and its files need
+    morphlightning to be installed. Inputs must be finite. Soft operators and reconstruction stay as they are, and so do
+    pooling layers that return provenance. The projection of constrained splines is part of what is exported, unless
+    :func:`export` has settled their values before.
 
     Args:
         module: Any module of one tensor; it is shared, not copied.
@@ -122,6 +129,8 @@ class _PlainOperators(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is maxplus:
             return _all_candidates(*args[:3])
+        if func is splines.spline and isinstance(args[2], Tensor):
+            return _by_comparisons(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -140,3 +149,11 @@ def _all_candidates(x: Tensor, w: Tensor, where: Geometry) -> Tensor:
         y = (inputs.unflatten(1, (where.groups, 1, -1)) + weights).amax((3, *range(-rank, 0)))
     best: Tensor = y.flatten(1, 2).to(x.dtype)
     return -best if where.dual else best
+
+
+def _by_comparisons(x: Tensor, values: Tensor, knots: Tensor) -> Tensor:
+    """Splines of x (samples, channels, length), whose pieces are found by comparison with all inner knots."""
+    rows = knots.view(-1, knots.shape[-1])
+    piece = (x[..., None] >= rows[:, None, 1:-1]).sum(-1)
+    (left, step), (start, width) = splines._look_up(values, piece), splines._look_up(rows, piece)
+    return left + step * ((x - start) / width)

@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.transform import radon
 
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
-from morphlightning.inverse import operators
+from morphlightning.inverse import TotalVariation, operators
 
 SIZE = (12, 10)
 
@@ -159,13 +159,14 @@ def test_objects_with_a_and_its_adjoint_are_operators():
 
 def test_deepinv_physics():
     physics = pytest.importorskip("deepinv").physics
-    blur = physics.Blur(filter=torch.ones(1, 1, 3, 3) / 9, padding="circular")
     x = draw(1, 1, 16, 16, dtype=torch.float32)
-    operator = operators.of(blur, norm=1.0)
+    blur = operators.of(physics.Blur(filter=torch.ones(1, 1, 3, 3) / 9, padding="circular"), norm=1.0)
+    blur.check_adjoint(x)
+    torch.testing.assert_close(blur(x), operators.CircularBlur(torch.ones(3, 3) / 9, (16, 16))(x), rtol=0, atol=1e-5)
+    beam = physics.Tomography(angles=20, img_width=16, circle=False, normalize=True)
+    operator = operators.of(beam, norm=1.05 * operators.estimate_norm((beam.A, beam.A_adjoint), x))
     operator.check_adjoint(x)
-    torch.testing.assert_close(
-        operator(x), operators.CircularBlur(torch.ones(3, 3) / 9, (16, 16))(x), rtol=0, atol=1e-5
-    )
+    assert TotalVariation(operator, 1e-3)(beam.A(x.clamp(0, 1))).residual < 1e-3
 
 
 @pytest.mark.parametrize(

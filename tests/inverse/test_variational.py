@@ -11,6 +11,8 @@ from skimage.restoration import denoise_tv_chambolle
 from morphlightning.errors import ConfigError, NonFiniteError, NotSupportedError, ShapeError
 from morphlightning.inverse import PrintResiduals, TotalVariation, Variational, operators, total_variation
 from morphlightning.inverse.total_variation import differences, differences_adjoint
+from morphlightning.ridge import FilterBank, NoiseScaling, RidgeRegularizer
+from morphlightning.splines import LinearSpline
 
 EXACT = {"tolerance": 1e-8, "max_iterations": 3000}
 
@@ -77,6 +79,20 @@ def test_each_image_has_its_noise_level_and_is_on_its_own(blur, data, huber):
         alone = solver(data[i : i + 1], sigma=float(levels[i]))
         torch.testing.assert_close(alone.x[0], both.x[i], rtol=0, atol=1e-9)
         assert alone.iterations[0] == both.iterations[i]
+
+
+def test_learned_ridge_regularizers_regularize(blur, data):
+    torch.manual_seed(0)
+    spline = LinearSpline(
+        knots=11, limit=0.5, init=lambda t: 3 * t.clamp(-0.1, 0.1), constraint={"min": -1, "odd": True}
+    )
+    regularizer = RidgeRegularizer(FilterBank((1, 2, 4), 3), spline, NoiseScaling(4, (0.0, 0.2))).double()
+    solver = Variational(blur, regularizer, 0.3, **EXACT)
+    assert "converges to a minimizer" in solver.guarantee
+    found = solver(data, sigma=0.1)
+    slope = blur.normal(found.x) - blur.adjoint(data) + 0.3 * regularizer.grad(found.x, 0.1)
+    assert ((found.x - slope).clamp(0, 1) - found.x).abs().max() < 1e-6
+    torch.testing.assert_close(solver(data, sigma=torch.full((2,), 0.1)).x, found.x, rtol=0, atol=1e-7)
 
 
 def test_residuals_are_printed(blur, data, huber):

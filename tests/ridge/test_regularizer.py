@@ -57,6 +57,8 @@ def test_curvature_lies_in_the_certified_bounds(regularizer: RidgeRegularizer, l
 def test_one_scale_folds_into_the_filters(regularizer: RidgeRegularizer, images: Tensor) -> None:
     ridge = regularizer(0.05)
     assert torch.allclose(ridge.folded().grad(images), ridge.grad(images), atol=1e-14)
+    assert torch.allclose(regularizer.gradient_at(0.05)(images), ridge.grad(images), atol=1e-14)
+    assert not regularizer.gradient_at(0.05)(images).requires_grad
     with pytest.raises(ConfigError, match="several noise levels"):
         regularizer(torch.tensor([0.05, 0.06])).folded()
 

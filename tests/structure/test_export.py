@@ -22,6 +22,7 @@ from morphlightning.layers import (
     SupOfErosions2d,
 )
 from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
+from morphlightning.splines import LinearSpline, NonuniformSpline, SplineModule
 
 
 def kinds(module):
@@ -184,6 +185,46 @@ def test_torch_export_for_any_batch(name, tmp_path):
         assert ("morphlightning" in str(program.graph)) == ours
         torch.export.save(program, tmp_path / "network.pt2")
         assert torch.equal(torch.export.load(tmp_path / "network.pt2").module()(x), module(x))
+
+
+def spline_network():
+    """Every kind of learned spline, away from its start."""
+    bounded = {"channels": 4, "constraint": "lipschitz", "learn_scale": True}
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        LinearSpline(metric="l2", extrapolation="constant", **bounded),
+        NonuniformSpline(knots=[-1.0, -0.2, 0.1, 2.0], **bounded),
+        NonuniformSpline(knots=7, share_knots=False, learn_knots=True, groups=2, **bounded),
+        LinearSpline(),
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return network
+
+
+def test_splines_become_what_is_applied():
+    network, x = spline_network(), 3 * torch.randn(5, 1, 6, 6)
+    plain = structure.export(network)
+    assert all(module.constraint is None for module in plain if isinstance(module, SplineModule))
+    assert network[1].constraint is not None
+    torch.testing.assert_close(plain(x), network(x))
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(structure.PlainTorch(plain), (x[:2],), dynamic_shapes=batch)
+    assert "searchsorted" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_splines_in_onnx(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network, x = spline_network(), 3 * torch.randn(5, 1, 6, 6)
+    plain, batch = structure.PlainTorch(structure.export(network)), ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(plain, (x[:2],), dynamo=True, dynamic_shapes=batch).save(tmp_path / "network.onnx")
+    session = runtime.InferenceSession(tmp_path / "network.onnx")
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), network(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
