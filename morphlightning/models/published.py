@@ -121,7 +121,7 @@ def _model(
 @torch.no_grad()
 def _norm(kernels: list[Tensor]) -> float:
     """||W|| on images of NORM_SIZE by power iteration, from below."""
-    filters = Filters(tuple(kernels), tuple(kernel.shape[-1] // 2 for kernel in kernels))
+    filters = Filters(tuple(kernels), "same")
     shape = (1, kernels[0].shape[1], NORM_SIZE, NORM_SIZE)
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for _ in range(NORM_STEPS):

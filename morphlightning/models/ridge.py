@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -18,9 +20,13 @@ from morphlightning.inverse import Solution
 from morphlightning.models import losses
 from morphlightning.models.training import COMPONENTS, PluginTraining
 from morphlightning.ridge import FilterBank, NoiseScaling, Ridge, RidgeRegularizer, equilibrium, gradient_steps, solve
+from morphlightning.ridge.filters import Padding, block_side
 
 Training = Literal["equilibrium", "steps"]
 COMPONENT_NAMES = ("activation", "optimizer", "regularizers", "diagnostics")
+KNOTS = (0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.03, 0.05, 0.07, 0.1)
+"""Positive knots of the default splines: multiples of one width, which makes evaluation fast."""
+RISE, START_SCALE = 15.0, 4.3
 RANGE_SLACK = 8.0
 """Pixels of a noisy image lie in [-8 sigma, 1 + 8 sigma]; others are taken for images in other units."""
 
@@ -32,6 +38,9 @@ class RidgeRegularizerDenoiser(PluginTraining):
     ``weak_convexity=0`` it is convex (CRR); up to 1 it is weakly convex, and the objective is still convex (WCRR):
     the splines' slopes prove it. Accelerated gradient steps of known length find a minimizer.
 
+    Features are those of windows inside the image. So that its border is treated as its middle, the image is continued
+    by reflection before and cut out after; in training losses leave out a border of half a window instead.
+
     Batches are (noisy, clean) or (noisy, clean, sigma) with images (N, channels, H, W), white is 1, and noise levels
     (N,); without levels ``noise`` has to be one number. Training goes through the minimizer by implicit
     differentiation, or unrolls a few gradient steps. Evaluation logs PSNR and SSIM of outputs clipped to [0, 1].
@@ -40,10 +49,11 @@ class RidgeRegularizerDenoiser(PluginTraining):
         channels: Channels of the image and of the layers of filters; the last is the number of features.
         kernel_size: Side of the kernels of each layer.
         zero_mean: Layers whose kernels have zero mean, ``"first"`` or ``"all"``.
-        padding: ``"full"``, whose bounds are certified, or ``"same"``.
+        padding: ``"valid"``; or ``"full"`` or ``"same"``, which see zeros around the image, see
+            :class:`morphlightning.ridge.FilterBank`. Images are continued by reflection with ``"valid"`` alone.
         weak_convexity: The rho in [0, 1] that the splines' slopes may fall to, -rho.
-        activation: Component of kind activations that has splines: the derivatives of the potentials. None for linear
-            splines with slopes from -rho, odd, level at the ends.
+        activation: Component of kind activations that has splines: the derivatives of the potentials. None for
+            :func:`default_activation`.
         shared: One spline for all features instead of one each.
         noise: The noise level of training, or the lowest and highest; white is 1.
         scaled: Whether the splines' scale follows the noise level, feature by feature.
@@ -67,10 +77,10 @@ class RidgeRegularizerDenoiser(PluginTraining):
 
     def __init__(
         self,
-        channels: Sequence[int] = (1, 4, 8, 32),
-        kernel_size: int = 5,
+        channels: Sequence[int] = (1, 48),
+        kernel_size: int = 7,
         zero_mean: Literal["first", "all"] = "first",
-        padding: Literal["full", "same"] = "full",
+        padding: Padding = "valid",
         weak_convexity: float = 1.0,
         activation: Spec | None = None,
         shared: bool = True,
@@ -89,21 +99,23 @@ class RidgeRegularizerDenoiser(PluginTraining):
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(weak_convexity, training, steps, noise, scaled)
-        activation = default_activation(weak_convexity) if activation is None else activation
-        given |= {"channels": list(channels), "loss": losses.plain(loss), "activation": activation}
+        given |= {"channels": list(channels), "loss": losses.plain(loss)}
         given["noise"] = noise if isinstance(noise, int | float) else list(noise)
         super().__init__(losses.resolve(loss, losses.REGRESSION), optimizer, regularizers, diagnostics)
         if not self.automatic_optimization:
             raise ConfigError(
                 f"RidgeRegularizerDenoiser: optimizer {optimizer!r} is a loop; take a torch optimizer, such as 'adam'"
             )
-        self.declare(given, **{name: COMPONENTS[name] for name in COMPONENT_NAMES})
+        self.declare(given, **{name: COMPONENTS[name] for name in COMPONENT_NAMES if given[name] is not None})
         features = channels[-1]
-        splines = registry.build("activations", activation, channels=None if shared else features, channel_dim=1)
+        spec = default_activation(weak_convexity) if activation is None else activation
+        splines = registry.build("activations", spec, channels=None if shared else features, channel_dim=1)
+        if activation is None:
+            splines.fit_(lambda t: starting_profile(t, weak_convexity))
         self.regularizer = RidgeRegularizer(
             FilterBank(channels, kernel_size, zero_mean, padding),
             splines,
-            NoiseScaling(features, noise) if scaled else None,
+            NoiseScaling(features, noise, init=START_SCALE) if scaled else None,
         )
         metrics = MetricCollection(
             {
@@ -182,12 +194,32 @@ class RidgeRegularizerDenoiser(PluginTraining):
         """
         level = self._levels(sigma)
         self._check_images(y, level)
-        return solve(
+        continued, window = self._continued(y)
+        solution = solve(
             self.regularizer(level),
-            y,
+            continued,
             tolerance=self.hparams["tolerance"] if tolerance is None else tolerance,
             max_iterations=self.hparams["max_iterations"] if max_iterations is None else max_iterations,
         )
+        return dataclasses.replace(solution, x=solution.x[window])
+
+    def _continued(self, y: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """Images continued by reflection, to whole blocks of pixels, and where they lie in there."""
+        height, width = y.shape[2:]
+        margin = self._extent - 1 if self.hparams["padding"] == "valid" else 0
+        block = block_side(self._extent)
+        more = [(-side) % block for side in (height, width)] if margin else [0, 0]
+        continued = F.pad(y, (margin, margin + more[1], margin, margin + more[0]), mode="reflect") if margin else y
+        return continued, (..., slice(margin, margin + height), slice(margin, margin + width))
+
+    @property
+    def _extent(self) -> int:
+        return self.regularizer.filters.extent
+
+    @property
+    def _smallest(self) -> int:
+        """Images must have more pixels a side, to be continued by reflection and hold a window."""
+        return self._extent - 1 + block_side(self._extent) if self.hparams["padding"] == "valid" else 0
 
     def _levels(self, sigma: Tensor | float | None) -> Tensor | float | None:
         if sigma is not None or self.regularizer.scaling is None:
@@ -204,13 +236,18 @@ class RidgeRegularizerDenoiser(PluginTraining):
         check_real(where, y=y)
         if y.ndim != 4 or y.shape[1] != channels:
             raise ShapeError(f"{where}: y has shape {tuple(y.shape)}, expected (batch, {channels}, height, width)")
+        if min(y.shape[2:]) <= self._smallest:
+            raise ShapeError(
+                f"{where}: images of {tuple(y.shape[2:])} pixels, expected more than {self._smallest} a side"
+            )
         if isinstance(sigma, Tensor) and sigma.numel() not in (1, len(y)):
             raise ShapeError(
                 f"{where}: {sigma.numel()} noise levels for {len(y)} images; give one each, or one for all"
             )
         if self.training or not y.numel():
             return
-        level = max(float(torch.as_tensor(0.0 if sigma is None else sigma).max()), 1 / 255)
+        noise = self.hparams["noise"] if sigma is None else sigma
+        level = max(float(torch.as_tensor(noise).max()), 1 / 255)
         low, high = (float(v) for v in y.aminmax())
         if low < -RANGE_SLACK * level or high > 1 + RANGE_SLACK * level:
             raise DataError(
@@ -222,7 +259,12 @@ class RidgeRegularizerDenoiser(PluginTraining):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch (noisy, clean) or (noisy, clean, sigma)."""
         noisy, clean, sigma = _unpack(batch)
-        return self.loss(self(noisy, sigma), clean, noisy)
+        border = (self._extent - 1) // 2 if self.hparams["padding"] == "valid" else 0
+        output, clean = (
+            part[..., border : part.shape[-2] - border, border : part.shape[-1] - border]
+            for part in (self(noisy, sigma), clean)
+        )
+        return self.loss(output, clean, noisy)
 
     def evaluate(self, batch: Any, stage: str) -> None:
         """Log the loss, PSNR and SSIM (means over images), and iterations."""
@@ -248,10 +290,25 @@ class RidgeRegularizerDenoiser(PluginTraining):
         return self.denoise(noisy, sigma).x.clamp(0, 1)
 
 
-def default_activation(weak_convexity: float) -> Spec:
-    """Linear splines with slopes from -rho, odd and level at the ends: derivatives of even potentials."""
-    constraint = {"min": -weak_convexity, "odd": True, "level_ends": True}
-    return {"name": "linear_spline", "knots": 101, "limit": 0.1, "init": "zero", "constraint": constraint}
+def default_activation(weak_convexity: float) -> dict[str, Any]:
+    r"""Odd splines, level at the ends, with slopes from :math:`-\rho`, whose knots are dense where potentials bend."""
+    knots = [*(-knot for knot in reversed(KNOTS)), 0.0, *KNOTS]
+    return {
+        "name": "nonuniform_spline",
+        "knots": knots,
+        "init": "zero",
+        "constraint": {"min": -weak_convexity, "odd": True, "level_ends": True},
+        "projection": "step",
+        "metric": "l2",  # clipping slopes that noise pushes below their bound lifts the tails, step by step
+    }
+
+
+def starting_profile(t: Tensor, weak_convexity: float) -> Tensor:
+    r"""A steep rise, then a fall of slope :math:`-\rho`: the derivative of a minimax concave penalty.
+
+    Source: Zhang 2010 (the penalty); what learned profiles look like, Goujon et al., arXiv 2308.10542.
+    """
+    return RISE * t.clamp(-KNOTS[2], KNOTS[2]) - weak_convexity * t.clamp(-KNOTS[-2], KNOTS[-2])
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:

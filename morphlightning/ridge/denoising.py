@@ -2,6 +2,8 @@ r"""Denoising by a ridge regularizer: the minimizer of :math:`\tfrac12\|x - y\|^
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ def gradient_steps(ridge: Ridge, y: Tensor, steps: int) -> Tensor:
 
     Source: Goujon et al., arXiv 2211.12461.
     """
+    ridge = ridge.blocked(*y.shape[2:])
     step, x = 2 / (2 + ridge.lipschitz()), y
     for _ in range(steps):
         x = x - step * ((x - y) + ridge.grad(x))
@@ -29,24 +32,21 @@ def solve(ridge: Ridge, y: Tensor, *, tolerance: float = 1e-4, max_iterations: i
 
     Images stop one by one, see :func:`morphlightning.inverse.minimize`.
     """
+    ridge = ridge.blocked(*y.shape[2:])
+    settings: dict[str, Any] = {
+        "lipschitz": 1 + ridge.lipschitz(),
+        "tolerance": tolerance,
+        "max_iterations": max_iterations,
+    }
     if ridge.scale is None or len(ridge.scale) == 1:
         folded = ridge.folded()
-        return minimize(
-            lambda z, y: folded.grad(z).add_(z).sub_(y),
-            y,
-            data=(y,),
-            lipschitz=1 + ridge.lipschitz(),
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
-    return minimize(
-        lambda z, y, scale: Ridge(ridge.filters, ridge.profile, scale).grad(z).add_(z).sub_(y),
-        y,
-        data=(y, ridge.scale),
-        lipschitz=1 + ridge.lipschitz(),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
+        return minimize(lambda z, y: folded.grad(z).add_(z).sub_(y), y, data=(y,), **settings)
+    filters, profile = ridge.filters.channels_last(), ridge.profile.on_grid()
+
+    def gradient(z: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return Ridge(filters, profile, scale).grad(z).add_(z).sub_(y)
+
+    return minimize(gradient, y, data=(y, ridge.scale), **settings)
 
 
 def equilibrium(
@@ -66,6 +66,7 @@ def equilibrium(
     Source: Goujon et al., arXiv 2308.10542 (deep equilibrium training); conjugate gradients for the symmetric system:
     here.
     """
+    ridge = ridge.blocked(*y.shape[2:])
     frozen = ridge.detach()
     x = solve(frozen, y, tolerance=tolerance, max_iterations=max_iterations).x
 

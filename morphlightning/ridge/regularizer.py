@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, ShapeError
 from morphlightning.interfaces import Spline
-from morphlightning.ridge.filters import FilterBank, Filters
+from morphlightning.ridge.filters import BlockedFilters, FilterBank, Filters
 from morphlightning.ridge.scaling import NoiseScaling
 from morphlightning.splines import SplineTable
 
@@ -27,7 +27,7 @@ class Ridge:
         scale: alpha, (N, features), or (1, features) for all images; None for 1.
     """
 
-    filters: Filters
+    filters: Filters | BlockedFilters
     profile: SplineTable
     scale: Tensor | None = None
 
@@ -61,6 +61,15 @@ class Ridge:
         scale = None if self.scale is None else self.scale.detach()
         return Ridge(self.filters.detach(), self.profile.detach(), scale)
 
+    def blocked(self, height: int, width: int) -> Ridge:
+        """The same for images of that size, on blocks of pixels where they fit; see :class:`BlockedFilters`."""
+        filters, scale = self.filters.blocked(height, width), self.scale
+        if filters is self.filters:
+            return self
+        if scale is not None and isinstance(filters, BlockedFilters):
+            scale = scale.repeat_interleave(filters.block**2, 1)
+        return Ridge(filters, self.profile, scale)
+
     def folded(self) -> FoldedRidge:
         """The same gradient with one scale for all images folded into the filters: two passes less over features.
 
@@ -72,7 +81,7 @@ class Ridge:
             if len(self.scale) != 1:
                 raise ConfigError("Ridge.folded: images of several noise levels; fold the scales of one at a time")
             analysis, synthesis = analysis.scaled(self.scale[0]), synthesis.scaled(1 / self.scale[0])
-        return FoldedRidge(analysis.channels_last(), synthesis.channels_last(), self.profile)
+        return FoldedRidge(analysis.channels_last(), synthesis.channels_last(), self.profile.on_grid())
 
     def _times(self, z: Tensor) -> Tensor:
         return z if self.scale is None else z * self.scale[:, :, None, None]
@@ -85,8 +94,8 @@ class Ridge:
 class FoldedRidge:
     """The gradient of a ridge regularizer for images of one noise level, for many evaluations."""
 
-    analysis: Filters
-    synthesis: Filters
+    analysis: Filters | BlockedFilters
+    synthesis: Filters | BlockedFilters
     profile: SplineTable
 
     def grad(self, x: Tensor) -> Tensor:
@@ -145,7 +154,16 @@ class RidgeRegularizer(nn.Module):
     @torch.no_grad()
     def gradient_at(self, sigma: Tensor | float | None = None) -> Callable[[Tensor], Tensor]:
         """The gradient at the present weights and one noise level, without history: for many evaluations."""
-        return self(sigma).folded().grad  # type: ignore[no-any-return]
+        ridge: Ridge = self(sigma)
+        folded: dict[tuple[int, ...], FoldedRidge] = {}
+
+        def gradient(x: Tensor) -> Tensor:
+            size = tuple(x.shape[2:])
+            if size not in folded:
+                folded[size] = ridge.blocked(*size).folded()
+            return folded[size].grad(x)
+
+        return gradient
 
     def energy(self, x: Tensor, sigma: Tensor | float | None = None) -> Tensor:
         """R of each image, (N,)."""

@@ -136,7 +136,8 @@ class SplineModule(nn.Module):
     def table(self) -> SplineTable:
         """The splines as they are applied, projected, extrapolated and scaled; differentiable."""
         values, knots, scale = self._applied()
-        table = SplineTable(_at(knots, values), values)
+        ends = None if isinstance(knots, Tensor) else knots
+        table = SplineTable(_at(knots, values), values, ends)
         return table if scale is None else table.rescale(scale)
 
     def tv2(self) -> Tensor:

@@ -52,7 +52,8 @@ def load_table(path: str | Path) -> SplineTable:
                 name: torch.tensor([float(row[key]) for row in rows], dtype=torch.float64).view(splines, -1).tolist()
                 for name, key in (("knots", "knot"), ("values", "value"))
             }
-    return SplineTable(*(torch.tensor(columns[name], dtype=torch.float64) for name in ("knots", "values")))
+    knots, values = (torch.tensor(columns[name], dtype=torch.float64) for name in ("knots", "values"))
+    return SplineTable(knots, values)
 
 
 def _check(path: Path) -> None:
