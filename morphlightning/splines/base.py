@@ -19,7 +19,7 @@ from morphlightning.splines.constraint import Metric, SlopeConstraint
 from morphlightning.splines.fitting import least_squares
 from morphlightning.splines.starts import Function, Start, start
 from morphlightning.splines.table import Scalars, SplineTable
-from morphlightning.splines.tv2 import prox_tv2
+from morphlightning.splines.tv2 import prox_tv2, tv2
 
 if TYPE_CHECKING:
     from morphlightning.bregman import Spline
@@ -68,7 +68,7 @@ class SplineModule(nn.Module):
         _check_choice("projection", projection, ("forward", "step"))
         _check_choice("metric", metric, ("clip", "l2"))
         _check_choice("extrapolation", extrapolation, ("linear", "constant"))
-        if groups is not None and (channels is None or groups < 1 or channels % groups):
+        if groups is not None and (groups < 1 or (channels or 1) % groups):
             raise ConfigError(f"groups must divide channels, got groups={groups} and channels={channels}")
         self.channels, self.channel_dim, self.splines = channels, channel_dim, groups or channels or 1
         self.constraint = None if constraint is None else SlopeConstraint.of(constraint)
@@ -143,7 +143,7 @@ class SplineModule(nn.Module):
     def tv2(self) -> Tensor:
         """Second-order total variation of each spline, (splines,); differentiable. The scale does not matter."""
         values, knots, _ = self._applied()
-        return SplineTable(_at(knots, values), values).tv2()
+        return tv2(values, knots)
 
     def lipschitz(self) -> Tensor:
         """Smallest Lipschitz constant of each spline, in float64 (splines,); differentiable."""

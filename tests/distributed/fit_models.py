@@ -58,6 +58,15 @@ CASES: dict[str, dict[str, Any]] = {
         "regularizers": [{"name": "tv2", "weight": 0.02, "mode": "prox"}],
         "diagnostics": [{"name": "spline_monitor", "every_n_steps": 1}],
     },
+    "learned_knots": {
+        "activation": {
+            "name": "nonuniform_spline",
+            "constraint": "lipschitz",
+            "learn_knots": True,
+            "learn_scale": True,
+            "extrapolation": "constant",
+        },
+    },
     "denoiser": {},
     "flow": {},
 }

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from morphlightning.splines import SlopeConstraint
+
 SCRIPT = Path(__file__).with_name("fit_models.py")
 slow = pytest.mark.slow
 
@@ -44,6 +46,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("bouligand", marks=slow),
         pytest.param("prototype", marks=slow),
         pytest.param("splines", marks=slow),
+        pytest.param("learned_knots", marks=slow),
         pytest.param("denoiser", marks=slow),
         pytest.param("flow", marks=slow),
     ],
@@ -55,6 +58,8 @@ def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
         assert expected.dtype == torch.float64
         error = (two["parameters"][name] - expected).norm() / expected.norm()
         assert error < 1e-10, f"{name}: {error:.2e}"
+        if case == "splines" and name.endswith(".values"):
+            SlopeConstraint.of("lipschitz").check(two["parameters"][name], (-3.0, 3.0))
     assert len(one["diagnostics"]) == len(two["diagnostics"])
     assert two["diagnostics"] == pytest.approx(one["diagnostics"], rel=1e-9, abs=1e-12)  # radii divide by small moves
     assert bool(one["diagnostics"]) == (case in ("everything", "count_normalized", "splines"))

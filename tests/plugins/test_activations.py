@@ -11,6 +11,7 @@ from torch import nn
 from morphlightning import registry
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Constrained
+from morphlightning.testing import check_component
 
 
 def build(spec: Any, **context: Any) -> nn.Module:
@@ -123,3 +124,20 @@ def test_the_absolute_value() -> None:
     x = torch.randn(2, 3)
     assert torch.equal(Absolute()(x), x.abs())
     assert Absolute().lipschitz_spec().constant == 1
+
+
+WIDE = {"constraint": {"min": -3.0, "max": 3.0}, "learn_scale": True, "extrapolation": "constant"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "linear_spline", **WIDE},
+        {"name": "linear_spline", "groups": 1, "init": "absolute", "limit": (-2.0, 5.0)},
+        {"name": "nonuniform_spline", **WIDE, "learn_knots": True, "share_knots": False, "knots": 7},
+        {"name": "nonuniform_spline", "knots": [-1.0, -0.3, 0.2, 2.0], "projection": "step", "metric": "l2"},
+    ],
+    ids=lambda spec: spec["name"],
+)
+def test_splines_conform_whatever_their_parameters(spec: dict[str, Any]) -> None:
+    check_component("activations", spec)
