@@ -61,6 +61,7 @@ class RidgeRegularizerDenoiser(PluginTraining):
         steps: Gradient steps of unrolled training.
         train_tolerance: Stopping rule of the minimizer in training.
         train_iterations: Most iterations of the minimizer in training.
+        adjoint_tolerance: Relative residual of the linear systems of implicit differentiation.
         tolerance: Stopping rule of the minimizer elsewhere.
         max_iterations: Most iterations of the minimizer elsewhere.
         optimizer: Component of kind optimizers, but no loop.
@@ -90,6 +91,7 @@ class RidgeRegularizerDenoiser(PluginTraining):
         steps: int = 10,
         train_tolerance: float = 1e-3,
         train_iterations: int = 100,
+        adjoint_tolerance: float = 0.05,
         tolerance: float = 1e-4,
         max_iterations: int = 500,
         optimizer: Spec = "adam",
@@ -174,7 +176,13 @@ class RidgeRegularizerDenoiser(PluginTraining):
         settings = self.hparams
         if settings["training"] == "steps":
             return gradient_steps(ridge, y, settings["steps"])
-        return equilibrium(ridge, y, tolerance=settings["train_tolerance"], max_iterations=settings["train_iterations"])
+        return equilibrium(
+            ridge,
+            y,
+            tolerance=settings["train_tolerance"],
+            max_iterations=settings["train_iterations"],
+            adjoint_tolerance=settings["adjoint_tolerance"],
+        )
 
     @torch.no_grad()
     def denoise(

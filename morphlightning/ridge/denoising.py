@@ -67,7 +67,7 @@ def equilibrium(
     here.
     """
     ridge = ridge.blocked(*y.shape[2:])
-    frozen = ridge.detach()
+    frozen = ridge.detach().on_grid()
     x = solve(frozen, y, tolerance=tolerance, max_iterations=max_iterations).x
 
     def system(g: Tensor) -> Tensor:
