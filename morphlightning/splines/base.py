@@ -112,10 +112,10 @@ class SplineModule(nn.Module):
         else:
             each = self._channels_each(x)
             if scale is not None:
-                x = x * scale.repeat_interleave(each).view(-1, *(1,) * (x.ndim - 1 - self.channel_dim % x.ndim))
-            values = values.repeat_interleave(each, 0)
+                x = x * _spread(scale, each).view(-1, *(1,) * (x.ndim - 1 - self.channel_dim % x.ndim))
+            values = _spread(values, each)
             if isinstance(knots, Tensor):
-                knots = knots[0] if len(knots) == 1 else knots.repeat_interleave(each, 0)
+                knots = knots[0] if len(knots) == 1 else _spread(knots, each)
         return form(x, values, knots, channel_dim=self.channel_dim).to(dtype)
 
     def _channels_each(self, x: Tensor) -> int:
@@ -172,8 +172,8 @@ class SplineModule(nn.Module):
         from morphlightning.bregman import Spline
 
         each = (self.channels or 1) // self.splines
-        limit = limit.repeat_interleave(each, 0) if isinstance(limit, Tensor) else limit
-        values = values.repeat_interleave(each, 0)
+        limit = _spread(limit, each) if isinstance(limit, Tensor) else limit
+        values = _spread(values, each)
         return Spline(values[0] if self.channels is None else values, limit, self.channel_dim)
 
     # ------------------------------------------------------------------------------------------------- changing it
@@ -279,6 +279,11 @@ class SplineModule(nn.Module):
         """Number of splines and knots, and the constraint."""
         described = f"splines={self.splines}, knots={self.values.shape[1]}"
         return described if self.constraint is None else f"{described}, {self.constraint}, {self.projection}"
+
+
+def _spread(rows: Tensor, each: int) -> Tensor:
+    """Each row for so many neighbouring channels."""
+    return rows if each == 1 else rows.repeat_interleave(each, 0)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -52,7 +52,7 @@ class SplineTable:
 
     Raises:
         ShapeError: They have other shapes.
-        ConfigError: Knots are not increasing.
+        ConfigError: Knots are not increasing; examined on the CPU alone, since a device would have to be waited for.
 
     Example:
         >>> relu = SplineTable(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 1.0]))
@@ -74,7 +74,7 @@ class SplineTable:
             raise ShapeError(f"SplineTable: got {shapes}, expected (splines, K) with K >= 2")
         if knots.shape not in (values.shape, (1, values.shape[1])):
             raise ShapeError(f"SplineTable: got {shapes}, expected a knot for each value")
-        if plain(knots):
+        if _examined(knots):
             check_knots(knots, "SplineTable")
         object.__setattr__(self, "knots", knots.expand_as(values))
         object.__setattr__(self, "values", values)
@@ -200,7 +200,7 @@ class SplineTable:
     def rescale(self, scale: Scalars) -> SplineTable:
         r"""The splines :math:`f(\alpha x)/\alpha`, :math:`\alpha > 0`, which have the same slopes."""
         alpha = _column(scale, self.values)
-        if plain(alpha) and not bool((alpha > 0).all()):
+        if _examined(alpha) and not bool((alpha > 0).all()):
             raise ConfigError(f"rescale: scale must be positive, got {scale}")
         return SplineTable(self.knots / alpha, self.values / alpha)
 
@@ -283,6 +283,11 @@ class SplineTable:
         if len(self) not in (1, count):
             raise ShapeError(f"combine: {len(self)} splines do not go with {count}; give as many, or one")
         return SplineTable(self.knots.expand(count, -1), self.values.expand(count, -1))
+
+
+def _examined(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at without waiting for a device, and mean something."""
+    return plain(tensor) and not tensor.is_cuda
 
 
 def _column(scalars: Scalars, like: Tensor) -> Tensor:

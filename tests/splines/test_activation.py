@@ -259,8 +259,9 @@ def test_dtypes(make: Make, dtype: torch.dtype) -> None:
     assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("make", "training"), [(LinearSpline, True), pytest.param(NonuniformSpline, False, marks=pytest.mark.slow)]
+)
 def test_compiles_as_a_whole(make: Make, training: bool) -> None:
     module = shaken(make(**EVERYTHING)).train(training)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

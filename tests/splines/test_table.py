@@ -43,7 +43,7 @@ def values(table: SplineTable, x: Tensor) -> Tensor:
     return table(x, channel_dim=0)
 
 
-FEW = settings(max_examples=20, deadline=None)
+FEW = settings(max_examples=12, deadline=None)
 
 
 @FEW
@@ -58,7 +58,7 @@ def test_values_are_linear_interpolation_and_straight_on(table: SplineTable) -> 
         np.testing.assert_allclose(mine[below], line[below], atol=1e-12)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tables(splines=1), st.floats(-6, 6))
 def test_potential_is_the_integral_from_zero(table: SplineTable, end: float) -> None:
     at = lambda x: float(table(torch.tensor([x], dtype=DOUBLE)))  # noqa: E731
