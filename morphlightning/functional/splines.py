@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.errors import ConfigError, DtypeError, NotSupportedError, ShapeError
 from morphlightning.functional.checks import check_real
 from morphlightning.ops import splines
 from morphlightning.ops.plain import plain
@@ -21,7 +21,9 @@ from morphlightning.ops.plain import plain
 Knots = tuple[float, float] | Tensor
 
 
-def linear_spline(x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int = 1) -> Tensor:
+def linear_spline(
+    x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int = 1, out: Tensor | None = None
+) -> Tensor:
     r"""Linear splines of x.
 
     Args:
@@ -30,6 +32,8 @@ def linear_spline(x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int =
         knots: The first and the last of K equally spaced knots; or a tensor of strictly ascending knots, ``(K,)`` for
             all channels or ``(channels, K)`` for each its own.
         channel_dim: The axis of the channels.
+        out: Where to write, with the shape and dtype of x; may be x. Without gradients only: new memory of more than
+            32 MB costs several times what the spline costs.
 
     Returns:
         Shape, dtype and layout of x (a channels_last x is read and written as it lies); computed at least in float32.
@@ -39,20 +43,23 @@ def linear_spline(x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int =
         ShapeError: values or knots have other shapes.
         ConfigError: Knots do not ascend. Tensors are examined on the CPU alone, since a device would have to be waited
             for, and not under compilers and transforms; :func:`check_knots` examines them anywhere.
-        DtypeError: x, values or knots are not floating-point.
+        DtypeError: x, values or knots are not floating-point, or out has another dtype than x.
+        NotSupportedError: out is given where gradients are asked for.
 
     Source: the B-spline form of learnable linear splines (Bohra et al. 2020; Unser et al., arXiv 2408.13114); the
     gradients for knots, minus the slope times those for values from the same piece, are derived here.
     """
-    return _apply(splines.spline, "linear_spline", x, values, knots, channel_dim)
+    return _apply(splines.spline, "linear_spline", x, values, knots, channel_dim, out)
 
 
-def linear_spline_slope(x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int = 1) -> Tensor:
+def linear_spline_slope(
+    x: Tensor, values: Tensor, knots: Knots, *, channel_dim: int = 1, out: Tensor | None = None
+) -> Tensor:
     """Slope of the splines at x, from the right at knots; arguments as for :func:`linear_spline`.
 
     Gradients flow to values and a tensor of knots; the one for x is 0.
     """
-    return _apply(splines.slope, "linear_spline_slope", x, values, knots, channel_dim)
+    return _apply(splines.slope, "linear_spline_slope", x, values, knots, channel_dim, out)
 
 
 def check_knots(knots: Tensor, where: str = "knots") -> None:
@@ -70,12 +77,13 @@ def check_knots(knots: Tensor, where: str = "knots") -> None:
 
 
 def _apply(
-    form: Callable[[Tensor, Tensor, splines.Uniform | Tensor], Tensor],
+    form: Callable[[Tensor, Tensor, splines.Uniform | Tensor, Tensor | None], Tensor],
     where: str,
     x: Tensor,
     values: Tensor,
     knots: Knots,
     channel_dim: int,
+    out: Tensor | None,
 ) -> Tensor:
     check_real(where, x=x, values=values)
     if values.ndim not in (1, 2) or values.shape[-1] < 2:
@@ -87,10 +95,50 @@ def _apply(
         dim = channel_dim % x.ndim
     dtype = torch.promote_types(torch.promote_types(x.dtype, values.dtype), torch.float32)
     at, table = _places(where, knots, values, dtype), values.to(dtype).view(-1, values.shape[-1])
-    order, rows = _rows(x, dim)
-    y = form(rows.to(dtype), table, at).to(x.dtype)
-    back = sorted(range(x.ndim), key=order.__getitem__)
-    return y.view([x.shape[axis] for axis in order]).permute(back)
+    if out is not None:
+        _check_out(where, out, x, values, knots)
+    turned, target, order = x, out, None
+    if not x.is_contiguous():
+        order = _order_in_memory(x.stride())
+        turned, target = x.permute(order), None if out is None else out.permute(order)
+        dim = None if dim is None else order.index(dim)
+    rows = turned.reshape(_as_rows(turned.shape, dim)).to(dtype)
+    if target is not None:
+        target = target.view(rows.shape) if target.is_contiguous() and target.dtype == dtype else None
+    y = form(rows, table, at, target).to(x.dtype).view(turned.shape)
+    if order is not None:
+        y = y.permute([order.index(axis) for axis in range(x.ndim)])
+    if out is None:
+        return y
+    return out if y.data_ptr() == out.data_ptr() else out.copy_(y)
+
+
+def _order_in_memory(strides: tuple[int, ...]) -> list[int]:
+    """Axes by falling stride; by insertion, which compilers follow where strides are symbols."""
+    order: list[int] = []
+    for axis, stride in enumerate(strides):
+        at = len(order)
+        while at > 0 and strides[order[at - 1]] < stride:
+            at -= 1
+        order.insert(at, axis)
+    return order
+
+
+def _as_rows(shape: torch.Size, dim: int | None) -> tuple[int, int, int]:
+    """Sizes of what lies before the channels, of the channels and of what lies behind; without channels all is one."""
+    if dim is None:
+        return 1, 1, math.prod(shape)
+    return math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+
+
+def _check_out(where: str, out: Tensor, x: Tensor, values: Tensor, knots: Knots) -> None:
+    if out.shape != x.shape:
+        raise ShapeError(f"{where}: out has shape {tuple(out.shape)}, expected that of x, {tuple(x.shape)}")
+    if out.dtype != x.dtype:
+        raise DtypeError(f"{where}: out is {out.dtype}, expected the dtype of x, {x.dtype}")
+    given = (x, values, knots, out)
+    if torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given):
+        raise NotSupportedError(f"{where}: out has no gradient; leave it out, or compute under torch.no_grad()")
 
 
 def _places(where: str, knots: Knots, values: Tensor, dtype: torch.dtype) -> splines.Uniform | Tensor:
@@ -105,20 +153,6 @@ def _places(where: str, knots: Knots, values: Tensor, dtype: torch.dtype) -> spl
     if knots.shape not in {values.shape, values.shape[-1:]}:
         own = "" if values.ndim == 1 else f" ({count},) or {tuple(values.shape)},"
         raise ShapeError(f"{where}: {count} values need as many knots,{own} got {tuple(knots.shape)}")
-    if not knots.is_cuda and plain(knots):
+    if knots.device.type == "cpu" and plain(knots):
         check_knots(knots.detach(), where)
     return knots.to(dtype)
-
-
-def _rows(x: Tensor, dim: int | None) -> tuple[list[int], Tensor]:
-    """The order of axes in memory, and x as (before, channels, behind) in this order: a view where x is dense.
-
-    Without a channel axis (1, 1, numbers).
-    """
-    strides = x.stride()
-    order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
-    turned = x.permute(order)
-    if dim is None:
-        return order, turned.reshape(1, 1, -1)
-    at = order.index(dim)
-    return order, turned.reshape(math.prod(turned.shape[:at]), x.shape[dim], math.prod(turned.shape[at + 1 :]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -19,31 +20,37 @@ Uniform = tuple[float, float]
 """First knot and distance between knots."""
 
 
-def spline(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
-    """f_c(x) for x (samples, channels, length) and values (channels, knots), all of one floating dtype.
+def spline(x: Tensor, values: Tensor, knots: Uniform | Tensor, out: Tensor | None = None) -> Tensor:
+    """f_c(x) for x (before, channels, behind) and values (channels, knots), all of one floating dtype.
 
     ``knots`` says where equally spaced knots lie, or is a tensor of them, ascending: (knots,) or (channels, knots).
+    Kernels write to ``out`` where it is given, contiguous and x itself or apart from it; others leave it as it is.
     """
-    if has_torch_function((x, values)):
-        return handle_torch_function(spline, (x, values), x, values, knots)
-    if plain(x, values) and not (
-        isinstance(knots, Tensor) and (knots.requires_grad or not plain(knots) or knots.ndim > 1)
-    ):
-        kernels = _kernels(x, knots)
-        if kernels is not None:
-            if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad):
-                y: Tensor = _Spline.apply(x, values, knots)  # type: ignore[no-untyped-call]
-                return y
-            return _value(x, values, knots)
-    left, step, fraction = pieces(x, values, knots)
-    return left + step * fraction
+    if has_torch_function((x, values, knots)):
+        return handle_torch_function(spline, (x, values, knots), x, values, knots)
+    kernels = _kernels(x, values, knots)
+    if kernels is None:
+        left, step, fraction = pieces(x, values, knots)
+        return left + step * fraction
+    if _tracked(x, values, knots):
+        y: Tensor = _Spline.apply(x, values, knots)  # type: ignore[no-untyped-call]
+        return y
+    y = kernels.value(x, values, knots, out)
+    return y
 
 
-def slope(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
+def slope(x: Tensor, values: Tensor, knots: Uniform | Tensor, out: Tensor | None = None) -> Tensor:
     """f_c'(x), right-continuous at knots, for arguments as in :func:`spline`; NaN gives NaN."""
-    index, _ = _locate(x, knots, values.shape[1])
-    _, step = _look_up(values, index)
-    return torch.where(x.isnan(), x, step / _width(knots, index))
+    kernels = None if has_torch_function((x, values, knots)) else _kernels(x, values, knots)
+    if kernels is None:
+        index, _ = _locate(x, knots, values.shape[1])
+        _, step = _look_up(values, index)
+        return torch.where(x.isnan(), x, step / _width(knots, index))
+    if _tracked(x, values, knots):
+        y: Tensor = _Slope.apply(x, values, knots)  # type: ignore[no-untyped-call]
+        return y
+    y = kernels.slope(x, values, knots, out)
+    return y
 
 
 def pieces(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,50 +96,100 @@ def _look_up(table: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------------------------------------------ kernels
 class _Spline(torch.autograd.Function):
-    """The spline by kernels; keeps x and the values, nothing of the size of x beside it."""
+    """The spline by kernels; keeps its arguments, nothing of the size of x beside them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
-        ctx.knots = knots
-        ctx.save_for_backward(x, values)
-        return _value(x, values, knots)
+        _keep(ctx, x, values, knots)
+        y: Tensor = _kernels(x, values, knots).value(x, values, knots)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, values = ctx.saved_tensors
-        want_x, want_values, _ = ctx.needs_input_grad
-        kernels = None if torch.is_grad_enabled() or not plain(gy) else _kernels(x, ctx.knots)
-        if kernels is not None:
-            gx, gv = kernels.backward(gy.contiguous(), x, values, ctx.knots, want_values)
-        else:
-            gx, gv = _pull(gy, x, values, ctx.knots)
-        return gx if want_x else None, gv if want_values else None, None
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, knots = _kept(ctx)
+        want_x, want_values, want_knots = ctx.needs_input_grad
+        gx, sums = _pull(gy, x, values, knots, want_values or want_knots)
+        if not want_values and not want_knots:
+            return gx, None, None
+        left, right = sums[0] - sums[1], sums[1]
+        # a knot that moves takes its value along the line, and so acts as minus the slope times the value
+        gt = _at_ends(left, right, -values.diff() / knots.diff(), knots) if isinstance(knots, Tensor) else None
+        return gx if want_x else None, _at_ends(left, right), gt if want_knots else None
 
 
-def _pull(gy: Tensor, x: Tensor, values: Tensor, knots: Uniform | Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients for x and values, in differentiable operations."""
+class _Slope(torch.autograd.Function):
+    """The slope by kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
+        _keep(ctx, x, values, knots)
+        y: Tensor = _kernels(x, values, knots).slope(x, values, knots)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, knots = _kept(ctx)
+        want_x, want_values, want_knots = ctx.needs_input_grad
+        gx = torch.where(x.isnan(), gy, torch.zeros_like(gy)) if want_x else None
+        if not want_values and not want_knots:
+            return gx, None, None
+        width = knots.diff() if isinstance(knots, Tensor) else knots[1]
+        rise = _pull(gy, x, values, knots, True)[1][0] / width
+        gt = _at_ends(-rise, rise, -values.diff() / width, knots) if isinstance(knots, Tensor) else None
+        return gx, _at_ends(-rise, rise), gt if want_knots else None
+
+
+def _keep(ctx: Any, x: Tensor, values: Tensor, knots: Uniform | Tensor) -> None:
+    free = isinstance(knots, Tensor)
+    ctx.uniform = None if free else knots
+    ctx.save_for_backward(x, values, *([knots] if free else []))
+
+
+def _kept(ctx: Any) -> tuple[Tensor, Tensor, Uniform | Tensor]:
+    x, values, *free = ctx.saved_tensors
+    return x, values, free[0] if free else ctx.uniform
+
+
+def _at_ends(left: Tensor, right: Tensor, factor: Tensor | None = None, like: Tensor | None = None) -> Tensor:
+    """Give what pieces (channels, pieces) say to the knots at their ends, each with the factor of its piece.
+
+    Where ``like`` are knots of all channels, these are added.
+    """
+    if factor is not None:
+        left, right = factor * left, factor * right
+    both = F.pad(left, (0, 1)) + F.pad(right, (1, 0))
+    return both.sum(0) if like is not None and like.ndim == 1 else both
+
+
+def _pull(gy: Tensor, x: Tensor, values: Tensor, knots: Uniform | Tensor, want_sums: bool) -> tuple[Tensor, Tensor]:
+    """The gradient for x, and (2, channels, pieces): sums of gy over each piece, and of gy times the position in it.
+
+    In differentiable operations where a second derivative is wanted.
+    """
+    kernels = None if torch.is_grad_enabled() else _kernels(x, values, knots, gy)
+    if kernels is not None:
+        gx, sums = kernels.backward(gy, x, values, knots, want_sums)
+        return gx, sums
     index, _ = _locate(x, knots, values.shape[1])
     _, _, fraction = pieces(x, values, knots)
-    at = (index + torch.arange(len(values), device=x.device).view(-1, 1) * values.shape[1]).flatten()
-    right = gy * fraction
-    gv = (
-        torch.zeros_like(values)
-        .flatten()
-        .index_add(0, at, (gy - right).flatten())
-        .index_add(0, at + 1, right.flatten())
-    )
-    return gy * slope(x, values, knots), gv.view_as(values)
+    count = values.shape[1] - 1
+    at = (index + torch.arange(len(values), device=x.device).view(-1, 1) * count).flatten()
+    empty = values.new_zeros(values.shape[0] * count)
+    sums = torch.stack([empty.index_add(0, at, g.flatten()) for g in (gy, gy * fraction)])
+    return gy * slope(x, values, knots), sums.view(2, -1, count)
 
 
-def _value(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
-    kernels = _kernels(x, knots)
-    y: Tensor = kernels.forward(x, values, knots)
-    return y
+def _tracked(*given: Uniform | Tensor) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
 
-def _kernels(x: Tensor, knots: Uniform | Tensor) -> Any:
-    """What has kernels for tensors like x; None where there are none."""
+def _kernels(x: Tensor, values: Tensor, knots: Uniform | Tensor, *others: Tensor) -> Any:
+    """What has kernels for tensors like x; None where there are none, or more than autograd looks on."""
     if x.dtype not in (torch.float32, torch.float64) or not x.numel():
+        return None
+    if not plain(x, values, *others, *([knots] if isinstance(knots, Tensor) else [])):
+        return None
+    if torch.autograd.forward_ad._current_level >= 0:
         return None
     backend = backends.current(x.device)
     if backend == "numba":
@@ -140,31 +197,7 @@ def _kernels(x: Tensor, knots: Uniform | Tensor) -> Any:
 
         return on_processor if on_processor.ready(x.dtype) else None
     if backend == "triton":
-        return _OnDevice
+        from morphlightning.ops.gpu import spline as on_device
+
+        return on_device
     return None
-
-
-class _OnDevice:
-    """The triton kernels, which see one plane a sample and channel."""
-
-    @staticmethod
-    def forward(x: Tensor, values: Tensor, knots: Uniform | Tensor) -> Tensor:
-        from morphlightning.ops.gpu import spline as kernels
-
-        planes = x.contiguous().flatten(0, 1)
-        if isinstance(knots, Tensor):
-            return kernels.forward_at(planes, values, knots).view_as(x)
-        return kernels.forward(planes, values, *knots).view_as(x)
-
-    @staticmethod
-    def backward(
-        gy: Tensor, x: Tensor, values: Tensor, knots: Uniform | Tensor, want_values: bool
-    ) -> tuple[Tensor, Tensor]:
-        from morphlightning.ops.gpu import spline as kernels
-
-        rows, planes = gy.flatten(0, 1), x.contiguous().flatten(0, 1)
-        if isinstance(knots, Tensor):
-            gx, gv = kernels.backward_at(rows, planes, values, knots)
-        else:
-            gx, gv = kernels.backward(rows, planes, values, *knots)
-        return gx.view_as(x), gv

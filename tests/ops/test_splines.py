@@ -107,16 +107,47 @@ def test_transforms_and_layouts() -> None:
     assert mf.linear_spline(x[:0], values, (-1.0, 1.0)).shape == (0, 4, 6, 5)
 
 
+@pytest.mark.skipif("numba" not in BACKENDS, reason="numba is not installed")
+@pytest.mark.parametrize("count", [2, 3, 33, 34, 65, 66, 129, 130])
+@pytest.mark.parametrize("kind", ["uniform", "free", "own"])
+@pytest.mark.parametrize("shape", [(2, 3, 1500), (5, 3, 17), (40, 3, 1), (3, 35, 2), (150, 20, 1)])
+def test_tables_of_every_size(count: int, kind: str, shape: tuple[int, ...]) -> None:
+    """As many entries as registers hold, one less and one more."""
+    torch.manual_seed(count)
+    x, values = torch.randn(shape), torch.randn(shape[1], count)
+    places = torch.linspace(-1, 1, count) + torch.rand(shape[1], count) / count
+    knots = {"uniform": (-1.0, 1.0), "free": places[0], "own": places}[kind]
+    x[0, :, 0] = places[:, count // 2]  # on a knot
+    x[0, 0, 0], x[1, 0, 0] = math.nan, math.inf
+    gy, found = torch.randn(shape), []
+    gy[0, 0, 0] = gy[1, 0, 0] = 0.0
+    for backend in ("numba", "eager"):
+        arguments = [one.clone().requires_grad_() for one in (x, values, places[0] if kind == "free" else places)]
+        with backends.use(backend):
+            at = knots if kind == "uniform" else arguments[2]
+            y, slope = mf.linear_spline(*arguments[:2], at), mf.linear_spline_slope(*arguments[:2], at)
+            many = 2 if kind == "uniform" else 3
+            found.append((y, slope, *torch.autograd.grad(y, arguments[:many], gy, retain_graph=True)))
+            found[-1][2][0, 0, 0] = 0.0  # of NaN
+            found[-1] += torch.autograd.grad(slope, arguments[1:many], gy)
+    for one, other in zip(*found, strict=True):
+        scale = 1 + other.nan_to_num(posinf=0, neginf=0).abs().amax().item()
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_change_nothing(backend: str) -> None:
-    x, values = torch.randn(9, 20, 300, requires_grad=True), torch.randn(20, 51, requires_grad=True)
+    x, values = torch.randn(9, 20, 300, 3), torch.randn(20, 51, requires_grad=True)
     before, seen = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             with backends.use(backend):
-                y = mf.linear_spline(x, values, (-1.0, 1.0))
-                seen.append((y, *torch.autograd.grad(y.square().sum(), (x, values))))
+                seen.append([])
+                for form in (x, x.to(memory_format=torch.channels_last)):
+                    form = form.detach().requires_grad_()
+                    y = mf.linear_spline(form, values, (-1.0, 1.0))
+                    seen[-1] += [y, *torch.autograd.grad(y.square().sum(), (form, values))]
     finally:
         torch.set_num_threads(before)
     if backend == "numba":

@@ -257,42 +257,55 @@ def test_window_ties():
 
 # ------------------------------------------------------------------------------------------------------ spline
 def spline_reference(x, values, knots):
+    """One row for each channel."""
     x, values, knots = x.double(), values.double(), knots.double()
-    piece = torch.searchsorted(knots, x.detach().nan_to_num(-torch.inf), right=True).sub(1).clamp(0, len(knots) - 2)
-    table = values[torch.arange(len(x), device=x.device) % len(values)]
-    left, right = table.gather(1, piece), table.gather(1, piece + 1)
-    return left + (right - left) * (x - knots[piece]) / (knots[piece + 1] - knots[piece])
+    seen = x.detach().nan_to_num(-torch.inf)
+    piece = (seen[..., None] >= knots[:, None]).sum(-1).sub(1).clamp(0, knots.shape[1] - 2)
+    left, right = values.gather(1, piece), values.gather(1, piece + 1)
+    start, end = knots.gather(1, piece), knots.gather(1, piece + 1)
+    return left + (right - left) * (x - start) / (end - start)
 
 
 @kernels
 @on_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("count", [2, 9, 70])
-@pytest.mark.parametrize("uniform", [True, False])
-def test_spline(dtype, count, uniform, monkeypatch):
+@pytest.mark.parametrize(("count", "kind"), [(2, "own"), (9, "uniform"), (9, "free"), (9, "own"), (70, "free")])
+def test_spline(dtype, count, kind, monkeypatch):
+    from morphlightning.ops import splines
     from morphlightning.ops.gpu import spline
 
     monkeypatch.setattr(spline, "CHUNK", 64)
     torch.manual_seed(0)
-    x = (2 * torch.randn(6, 150)).to(DEVICE, dtype)
+    x = (2 * torch.randn(2, 3, 150)).to(DEVICE, dtype)
     values = torch.randn(3, count).to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float32)
     low, spacing = -1.5, 3 / (count - 1)
-    knots = low + spacing * torch.arange(count, device=DEVICE, dtype=torch.float64)
-    if not uniform:
-        knots = knots + spacing * 0.8 * torch.rand(count, device=DEVICE, dtype=torch.float64)
-    place = (low, spacing) if uniform else (knots,)
-    forward, backward = (spline.forward, spline.backward) if uniform else (spline.forward_at, spline.backward_at)
+    places = (low + spacing * torch.arange(count, device=DEVICE, dtype=torch.float64)).repeat(3, 1)
+    if kind != "uniform":
+        places += spacing * 0.8 * torch.rand(1 if kind == "free" else 3, count, device=DEVICE, dtype=torch.float64)
+    knots = {"uniform": (low, spacing), "free": places[0], "own": places}[kind]
 
-    a, c = x.double().requires_grad_(), values.double().requires_grad_()
-    expected = spline_reference(a, c, knots)
+    rows, c, t = (one.requires_grad_() for one in (x.double().transpose(0, 1).flatten(1), values.double(), places))
+    expected = spline_reference(rows, c, t)
     gy = torch.randn_like(x)
-    gradients = torch.autograd.grad(expected, (a, c), gy.double())
+    g = gy.double().transpose(0, 1).flatten(1)
+    slopes, *_ = torch.autograd.grad(expected, rows, torch.ones_like(g), retain_graph=True)
+    gradients = torch.autograd.grad(expected, (rows, c, t), g)
     tolerance = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.05}[dtype]
-    found = (forward(x, values, *place), *backward(gy, x, values, *place))
-    assert [t.dtype for t in found] == [dtype, dtype, values.dtype]
-    for one, other in zip(found, (expected, *gradients), strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
-    same(found[1:], backward(gy, x, values, *place))
+    gx, sums = spline.backward(gy, x, values, knots, True)
+    found = spline.value(x, values, knots), spline.slope(x, values, knots), gx
+    assert [t.dtype for t in (*found, sums)] == [dtype, dtype, dtype, values.dtype]
+    for one, other in zip(found, (expected, slopes, gradients[0]), strict=True):
+        torch.testing.assert_close(one.double().transpose(0, 1).flatten(1), other, rtol=tolerance, atol=tolerance)
+    steps = c.diff() / t.diff()
+    left, right = (sums[0] - sums[1]).double(), sums[1].double()
+    for one, other in (
+        (splines._at_ends(left, right), gradients[1]),
+        (splines._at_ends(left, right, -steps), gradients[2]),
+    ):
+        torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
+    same((gx, sums), spline.backward(gy, x, values, knots, True))
+    assert torch.equal(spline.value(x, values, knots, x), found[0])
+    assert torch.equal(x, found[0])
 
 
 @kernels
@@ -301,12 +314,13 @@ def test_spline_of_nan_and_of_nothing():
     from morphlightning.ops.gpu import spline
 
     values = torch.randn(1, 5, device=DEVICE)
-    x = torch.tensor([[torch.nan, 0.3]], device=DEVICE)
-    for y in (spline.forward(x, values, -1, 0.5), spline.forward_at(x, values, torch.arange(5, device=DEVICE))):
-        assert y.isnan().tolist() == [[True, False]]
-    nothing = torch.empty(0, 4, device=DEVICE)
-    assert spline.forward(nothing, values, -1, 0.5).shape == (0, 4)
-    assert not spline.backward(nothing, nothing, values, -1, 0.5)[1].any()
+    x = torch.tensor([[[torch.nan, 0.3]]], device=DEVICE)
+    for knots in ((-1, 0.5), torch.arange(5, device=DEVICE)):
+        for y in (spline.value(x, values, knots), spline.slope(x, values, knots)):
+            assert y.isnan().tolist() == [[[True, False]]]
+    nothing = torch.empty(0, 1, 4, device=DEVICE)
+    assert spline.value(nothing, values, (-1, 0.5)).shape == (0, 1, 4)
+    assert not spline.backward(nothing, nothing, values, (-1, 0.5), True)[1].any()
 
 
 # ------------------------------------------------------------------------------------------------- without a GPU
@@ -367,9 +381,10 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
     for border in ("neutral", "constant", "reflect"):
         geometry = Window((1, 2), (1, 1), (1, 1), (1, 1), 1, border)
         every(torch.zeros(2, 9, 8, 8, dtype=dtype), torch.zeros(40, 9, 3, 3, dtype=dtype), geometry)
-    x, values = torch.zeros(4, 50, dtype=dtype), torch.zeros(2, 9)
-    spline.backward(spline.forward(x, values, -1.0, 0.25), x, values, -1.0, 0.25)
-    spline.backward_at(spline.forward_at(x, values, values[0]), x, values, values[0])
+    x, values = torch.zeros(2, 2, 50, dtype=dtype), torch.zeros(2, 9)
+    for knots in ((-1.0, 0.25), values[0], values):
+        spline.slope(x, values, knots)
+        spline.backward(spline.value(x, values, knots), x, values, knots, True)
 print(len(compiled), sorted(compiled))
 """
 
@@ -403,11 +418,11 @@ def test_reasons_why_it_is_unavailable(monkeypatch):
 def test_spline_of_infinity_on_a_level_end():
     from morphlightning.ops.gpu import spline
 
-    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 0.5]], device=DEVICE)
+    x = torch.tensor([[[torch.inf, -torch.inf, torch.nan, 0.5]]], device=DEVICE)
     values = torch.tensor([[2.0, 2.0, 3.0, 3.0]], device=DEVICE)
-    y = spline.forward(x, values, -1.0, 2 / 3)
-    gx, gv = spline.backward(torch.ones_like(x[:, :2]), x[:, :2], values, -1.0, 2 / 3)
-    assert y[0, :2].tolist() == [3.0, 2.0]
-    assert y[0, 2].isnan()
-    assert gx.tolist() == [[0.0, 0.0]]
-    assert gv.isfinite().all()
+    y = spline.value(x, values, (-1.0, 2 / 3))
+    gx, sums = spline.backward(torch.ones_like(x[..., :2]), x[..., :2], values, (-1.0, 2 / 3), True)
+    assert y[0, 0, :2].tolist() == [3.0, 2.0]
+    assert y[0, 0, 2].isnan()
+    assert gx.tolist() == [[[0.0, 0.0]]]
+    assert sums.isfinite().all()

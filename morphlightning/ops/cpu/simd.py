@@ -55,8 +55,8 @@ class Emitter:
         self.number, self.whole, self.lanes = LLVM_TYPES[dtype], INDEX_TYPES[dtype], lanes(dtype)
         self.bytes = dtype.bitwidth // 8
 
-    def function(self, name: str, arguments: list[Any]) -> tuple[Any, Emitter | None]:
-        """The function ``name`` of this module and, the first time, what emits its body."""
+    def function(self, name: str, arguments: list[Any], alias: bool = False) -> tuple[Any, Emitter | None]:
+        """The function ``name`` of this module and, the first time, what emits its body; arrays may be the same."""
         name = f"{name}_{self.dtype}"
         known = self.builder.module.globals.get(name)
         if known:
@@ -65,7 +65,7 @@ class Emitter:
         function.linkage = "internal"
         function.attributes.add("noinline")
         for argument in function.args:
-            if isinstance(argument.type, ir.PointerType):
+            if isinstance(argument.type, ir.PointerType) and not alias:
                 argument.add_attribute("noalias")
         return function, Emitter(self.context, ir.IRBuilder(function.append_basic_block("entry")), self.dtype)
 
