@@ -51,6 +51,7 @@ class SplineModule(nn.Module):
     """
 
     api_version: ClassVar[str] = API_VERSION
+    roles: ClassVar[Mapping[str, str]] = {"log_scale": "scale"}
     values: nn.Parameter
 
     def __init__(

@@ -51,7 +51,8 @@ def replace_activations(
     Each channel gets a function of its own where the number of channels is known: of inputs, if an example of them is
     given, else of a linear layer or convolution that goes before in an nn.Sequential. Elsewhere one function is shared
     by all channels. Splines start from the function that they replace, interpolated at their knots, unless ``init`` is
-    among the parameters; so the network computes nearly the same before training. Mode, device and dtype are kept.
+    among the parameters; so the network computes nearly the same before training, where the knots (``limit``) reach as
+    far as what the activations are given. Mode, device and dtype are kept.
     Where one module stands in several places, its successor does. Do this before an optimizer is given the parameters.
 
     Args:

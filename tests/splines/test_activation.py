@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
 from morphlightning.interfaces import Constrained, LipschitzDeclared, Proximal, Spline
+from morphlightning.models.parameters import parameter_groups
 from morphlightning.splines import LinearSpline, NonuniformSpline, SlopeConstraint, SplineModule, SplineTable
 
 Make = Callable[..., SplineModule]
@@ -104,6 +105,15 @@ def test_scales_leave_slopes_alone() -> None:
     x = torch.linspace(-4, 4, 9, dtype=torch.float64).expand(2, -1)[None]
     plain = LinearSpline(knots=21, init="absolute", extrapolation="constant").double()
     torch.testing.assert_close(module(x)[:, 1], plain(torch.e * x[:, 1]) / torch.e)
+
+
+def test_optimizers_tell_scales_from_values() -> None:
+    module = nn.Sequential(NonuniformSpline(learn_scale=True, learn_knots=True))
+    roles = {group.role: group.names for group in parameter_groups(module)}
+    assert {role: sorted(names) for role, names in roles.items()} == {
+        "activation": ["0.logits", "0.values"],
+        "scale": ["0.log_scale"],
+    }
 
 
 # -------------------------------------------------------------------------------------------------- constraints
