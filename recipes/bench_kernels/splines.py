@@ -14,6 +14,7 @@ from spline_peers import channel_offsets, gather_scatter, pwlu
 from torch import Tensor, nn
 
 from morphlightning import registry
+from morphlightning.functional import linear_spline, linear_spline_slope
 
 LIMIT = 3.0
 KNOTS = 51
@@ -21,8 +22,12 @@ SPACING = 2 * LIMIT / (KNOTS - 1)
 
 
 def spline(setting: Setting) -> Iterator[Case]:
-    """One image batch of 8.4 MB."""
-    return (spline_case(setting, *shape) for shape in setting.shapes([(4, 32, 128, 128)], (2, 3, 8, 8)))
+    """One image batch of 8.4 MB; then what denoisers need of a spline: free knots, other layouts, slopes."""
+    for shape in setting.shapes([(4, 32, 128, 128)], (2, 3, 8, 8)):
+        yield spline_case(setting, *shape)
+        yield free_case(setting, torch.contiguous_format, *shape)
+        yield free_case(setting, torch.channels_last, *shape)
+        yield slope_case(setting, *shape)
 
 
 def spline_case(setting: Setting, *shape: int) -> Case:
@@ -46,6 +51,53 @@ def spline_case(setting: Setting, *shape: int) -> Case:
     ]
     name = f"{' x '.join(map(str, shape))}, {KNOTS} knots"
     return Case(name, "nn.ReLU", candidates, x.numel(), "element", peak.copies(x))
+
+
+def free_case(setting: Setting, layout: torch.memory_format, *shape: int, knots: int = 21) -> Case:
+    """Knots of their own for each channel, to learn as well."""
+    x, channels = setting.fresh(setting.normal(*shape).contiguous(memory_format=layout)), shape[1]
+    places = torch.linspace(-LIMIT, LIMIT, knots) + torch.rand(channels, knots) / knots
+    places, values = setting.fresh(places.to(x.device)), setting.fresh(torch.randn(channels, knots, device=x.device))
+    leaves = x, values, places
+    candidates = [
+        *ours(setting, "linear_spline", lambda: linear_spline(*leaves), *leaves, every_backend=True),
+        Candidate("nn.ReLU", lambda: F.relu(x), (x,), "other"),
+        Candidate("searchsorted + gather", lambda: searched(*leaves), leaves),
+    ]
+    lies = "channels_last, " if layout == torch.channels_last else ""
+    name = f"{' x '.join(map(str, shape))}, {lies}{knots} free knots a channel"
+    return Case(name, "nn.ReLU", candidates, x.numel(), "element", peak.copies(x))
+
+
+def slope_case(setting: Setting, *shape: int, knots: int = 101) -> Case:
+    """The slope of one spline that all channels share."""
+    x, values = setting.normal(*shape), setting.fresh(torch.randn(knots, device=setting.device))
+    ends = -LIMIT, LIMIT
+    candidates = [
+        *ours(setting, "slope", lambda: linear_spline_slope(x, values, ends), x, values, every_backend=True),
+        Candidate("nn.ReLU", lambda: F.relu(x), (x,), "other"),
+        Candidate("gather of slopes", lambda: gathered_slope(x, values), (values,)),
+    ]
+    name = f"{' x '.join(map(str, shape))}, slope, {knots} knots"
+    return Case(name, "nn.ReLU", candidates, x.numel(), "element", peak.copies(x))
+
+
+def searched(x: Tensor, values: Tensor, knots: Tensor) -> Tensor:
+    """The usual form for free knots."""
+    rows = x.movedim(1, 0).flatten(1)
+    piece = (torch.searchsorted(knots.detach(), rows.detach().contiguous(), right=True) - 1).clamp(
+        0, knots.shape[1] - 2
+    )
+    (low, high), (left, right) = ((t.gather(1, piece), t.gather(1, piece + 1)) for t in (knots, values))
+    y = left + (right - left) * ((rows - low) / (high - low))
+    return y.unflatten(1, (x.shape[0], *x.shape[2:])).movedim(0, 1)
+
+
+def gathered_slope(x: Tensor, values: Tensor) -> Tensor:
+    """A table of slopes, read by index."""
+    spacing = 2 * LIMIT / (len(values) - 1)
+    piece = ((x.detach() + LIMIT) / spacing).floor().clamp(0, len(values) - 2).long()
+    return (values.diff() / spacing)[piece]
 
 
 def with_values(module: nn.Module, parameter: str, values: Tensor) -> nn.Module:

@@ -108,6 +108,16 @@ def test_splines_of_the_peers_are_ours(module):
             torch.testing.assert_close(gradients[1], expected[1], rtol=1e-3, atol=1e-3)
 
 
+def test_peers_with_free_knots_and_of_the_slope_are_ours(module):
+    splines, cases = module("splines"), module("cases")
+    for case in list(splines.spline(cases.Setting("cpu", 1, False, True)))[1:]:
+        mine, *others = (c for c in case.candidates if c.role != "other")
+        for other in others:
+            torch.testing.assert_close(other.run(), mine.run(), rtol=1e-4, atol=1e-4)
+            gradients = [torch.autograd.grad(c.run().square().sum(), other.leaves) for c in (other, mine)]
+            torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-2)
+
+
 def value_and_gradients(candidate):
     """Output, and the gradients of the input and of the values at the knots."""
     candidate.forget()
