@@ -17,18 +17,29 @@ if TYPE_CHECKING:
         callbacks,
         data,
         errors,
+        flows,
         functional,
         interfaces,
+        inverse,
         layers,
+        lipschitz,
         metrics,
         models,
         registry,
+        ridge,
+        splines,
         structure,
         testing,
     )
     from morphlightning.checkpoint_io import SafeCheckpointIO
     from morphlightning.layers import apply_update_heuristics
-    from morphlightning.models import LiftedModule, MorphologicalAutoencoder, MorphologicalClassifier
+    from morphlightning.models import (
+        LiftedModule,
+        MorphologicalAutoencoder,
+        MorphologicalClassifier,
+        NormalizingFlow,
+        RidgeRegularizerDenoiser,
+    )
 
 __version__ = "0.1.0"
 
@@ -38,12 +49,17 @@ _MODULES = (
     "callbacks",
     "data",
     "errors",
+    "flows",
     "functional",
     "interfaces",
+    "inverse",
     "layers",
+    "lipschitz",
     "metrics",
     "models",
     "registry",
+    "ridge",
+    "splines",
     "structure",
     "testing",
 )
@@ -51,6 +67,8 @@ _NAMES = {
     "LiftedModule": "models",
     "MorphologicalAutoencoder": "models",
     "MorphologicalClassifier": "models",
+    "NormalizingFlow": "models",
+    "RidgeRegularizerDenoiser": "models",
     "SafeCheckpointIO": "checkpoint_io",
     "apply_update_heuristics": "layers",
 }
@@ -58,6 +76,8 @@ __all__ = [
     "LiftedModule",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
+    "NormalizingFlow",
+    "RidgeRegularizerDenoiser",
     "SafeCheckpointIO",
     "__version__",
     "apply_update_heuristics",
@@ -66,12 +86,17 @@ __all__ = [
     "callbacks",
     "data",
     "errors",
+    "flows",
     "functional",
     "interfaces",
+    "inverse",
     "layers",
+    "lipschitz",
     "metrics",
     "models",
     "registry",
+    "ridge",
+    "splines",
     "structure",
     "testing",
 ]
