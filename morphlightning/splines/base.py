@@ -95,7 +95,9 @@ class SplineModule(nn.Module):
 
     def potential(self, x: Tensor) -> Tensor:
         """Integral from 0 to x."""
-        return self._by_splines(SplineTable.potential, x)
+        if self.splines > 1:
+            self._channels_each(x)  # a table alone would take any multiple of its splines
+        return self.table().potential(x, self.channel_dim)
 
     def _evaluate(
         self,
@@ -128,11 +130,6 @@ class SplineModule(nn.Module):
             )
         return self.channels // self.splines
 
-    def _by_splines(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
-        if self.splines > 1:
-            self._channels_each(x)
-        return function(self.table(), x, self.channel_dim)
-
     # --------------------------------------------------------------------------------------------- what it knows
     def table(self) -> SplineTable:
         """The splines as they are applied, projected, extrapolated and scaled; differentiable."""
@@ -152,8 +149,10 @@ class SplineModule(nn.Module):
         return SplineTable(_at(knots, values.double()), values.double()).lipschitz()
 
     def lipschitz_spec(self) -> LipschitzSpec:
-        """The steepest slope of all."""
-        steepest = math.nextafter(float(self.lipschitz().detach().max()), math.inf)
+        """The steepest slope of all; with ``constraint`` strict not above its bounds."""
+        steepest = float(self.lipschitz().detach().max())
+        if self.constraint is None or not self.constraint.strict:
+            steepest = math.nextafter(steepest, math.inf)  # the division may have rounded it down
         return LipschitzSpec(steepest, "any", "any", True, "the steepest slope of its splines")
 
     def prox(self, weight: Scalars) -> SplineTable:
@@ -240,9 +239,11 @@ class SplineModule(nn.Module):
 
         Numbers are compared: fused optimizers and edits of ``.data`` leave version counters as they are.
         """
+        if self.training:
+            return self._compute()
         tensors = (*self.parameters(), *self.buffers())
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if self.training or wanted or not plain(*tensors) or _captured(self.values):
+        if wanted or not plain(*tensors) or _captured(self.values):
             return self._compute()
         if self._kept is None or not all(map(_same, self._kept[0], tensors)):
             with torch.inference_mode(False), torch.no_grad():

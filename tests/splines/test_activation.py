@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
 from morphlightning.interfaces import Constrained, LipschitzDeclared, Proximal, Spline
+from morphlightning.lipschitz import certify
 from morphlightning.models.parameters import parameter_groups
 from morphlightning.splines import LinearSpline, NonuniformSpline, SlopeConstraint, SplineModule, SplineTable
 
@@ -146,6 +147,13 @@ def test_slopes_stay_inside_while_training(name: str, strict: bool, projection: 
             values, places, _ = module._applied()
             bounds.check(values, places[0] if isinstance(places, Tensor) else places)
         assert module.values.isfinite().all()
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_strict_bounds_are_the_certified_constant(make: Make) -> None:
+    steep = make(init=lambda t: 5 * t.sin(), constraint={"min": -1, "max": 1, "strict": True}, learn_scale=True)
+    assert 0.99 < steep.lipschitz_spec().constant <= 1
+    assert certify(nn.Sequential(nn.Flatten(), steep)).constant <= 1
 
 
 def test_projection_on_use_or_after_steps() -> None:
