@@ -86,6 +86,11 @@ class BlockedFilters:
     block: int
     pad: int
 
+    @property
+    def halo(self) -> int:
+        """So many more rows of pixels than its own a row of features sees, in whole blocks."""
+        return (self.weight.shape[-1] - 1) * self.block
+
     def __call__(self, x: Tensor) -> Tensor:
         """W x, features as (N, b^2 features, H'/b, W'/b)."""
         blocks = F.pixel_unshuffle(x, self.block).contiguous(memory_format=torch.channels_last)

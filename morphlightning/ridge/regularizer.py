@@ -14,6 +14,9 @@ from morphlightning.ridge.filters import BlockedFilters, FilterBank, Filters
 from morphlightning.ridge.scaling import NoiseScaling
 from morphlightning.splines import SplineTable
 
+FEATURES_AT_ONCE = 2**22
+"""At most about so many features exist at once where the gradient at one noise level is evaluated."""
+
 
 @dataclass(frozen=True)
 class Ridge:
@@ -102,9 +105,29 @@ class FoldedRidge:
     synthesis: Filters | BlockedFilters
     profile: SplineTable
 
+    @torch.no_grad()
     def grad(self, x: Tensor) -> Tensor:
-        """As of :class:`Ridge`."""
-        return self.synthesis.adjoint(self.profile(self.analysis(x)))
+        """As of :class:`Ridge`, without history.
+
+        Large images go strip by strip: features are sixty times an image, and tensors above some size are given back to
+        the system and fetched anew each time.
+        """
+        if not isinstance(self.analysis, BlockedFilters) or self.analysis.pad:
+            return self._part(x)
+        halo, block = self.analysis.halo, self.analysis.block
+        features = len(x) * len(self.analysis.weight) // block**2 * x.shape[-1]  # of a row of pixels
+        rows = max(halo, FEATURES_AT_ONCE // max(features, 1) // block * block)
+        if x.shape[2] <= rows + halo:
+            return self._part(x)
+        gradient = torch.zeros_like(x)
+        for top in range(0, x.shape[2] - halo, rows):
+            part = slice(top, min(top + rows + halo, x.shape[2]))
+            gradient[:, :, part] += self._part(x[:, :, part])
+        return gradient
+
+    def _part(self, x: Tensor) -> Tensor:
+        z = self.analysis(x)
+        return self.synthesis.adjoint(self.profile(z, out=z))
 
 
 class RidgeRegularizer(nn.Module):

@@ -84,13 +84,14 @@ class SplineTable:
         return len(self.values)
 
     # ------------------------------------------------------------------------------------------------ evaluation
-    def __call__(self, x: Tensor, channel_dim: int = 1) -> Tensor:
+    def __call__(self, x: Tensor, channel_dim: int = 1, out: Tensor | None = None) -> Tensor:
         """Value of the splines at x.
 
         Args:
             x: Any shape.
             channel_dim: The axis of the channels, a multiple of the splines: as many neighbouring channels share one;
                 one spline is for all of x.
+            out: Where to put it, such as x itself; see :func:`morphlightning.functional.linear_spline`.
 
         Returns:
             Shape and dtype of x; computed at least in float32. NaN gives NaN.
@@ -99,7 +100,7 @@ class SplineTable:
             ShapeError: The channels are no multiple of the splines.
         """
         knots, values = self._for_channels(x, channel_dim)
-        return linear_spline(x, values, knots, channel_dim=channel_dim)
+        return linear_spline(x, values, knots, channel_dim=channel_dim, out=out)
 
     def slope(self, x: Tensor, channel_dim: int = 1) -> Tensor:
         """Slope at x, from the right at knots; arguments as for calling."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, ShapeError, TrainingWarning
 from morphlightning.ridge import FilterBank, NoiseScaling, RidgeRegularizer
+from morphlightning.ridge import regularizer as regularizer_module
+from morphlightning.splines import LinearSpline
 
 
 def hessian(regularizer: RidgeRegularizer, x: Tensor, sigma: float) -> Tensor:
@@ -100,3 +102,15 @@ def test_a_single_level_is_one_number_a_feature() -> None:
 def test_impossible_noise_levels_are_refused(noise: float | tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="NoiseScaling"):
         NoiseScaling(2, noise)
+
+
+@pytest.mark.parametrize("height", [20, 24, 44])
+def test_strip_by_strip_the_gradient_is_the_same(monkeypatch: pytest.MonkeyPatch, height: int) -> None:
+    torch.manual_seed(0)
+    spline = LinearSpline(5, 1, knots=21, limit=0.5, init=lambda t: t.clamp(-0.2, 0.3)).double()
+    ridge = RidgeRegularizer(FilterBank((1, 5), 5).double(), spline)()
+    x = torch.rand(2, 1, height, 12, dtype=torch.float64)
+    expected = ridge.grad(x)
+    for numbers in (1, 2 * 5 * 12 * 8, 2**20):
+        monkeypatch.setattr(regularizer_module, "FEATURES_AT_ONCE", numbers)
+        assert torch.allclose(ridge.blocked(height, 12).folded().grad(x), expected, atol=1e-14)
