@@ -1,5 +1,8 @@
 import copy
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +108,13 @@ def test_what_is_not_bounded_is_refused() -> None:
 def test_a_certificate_lists_all_layers() -> None:
     network = LipschitzNetwork((4,), (4,), 2, activation="relu")
     assert [name for name, _ in certify(network).layers] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_two_processes_keep_one_network_and_its_constant(tmp_path) -> None:
+    script = Path(__file__).with_name("ddp_script.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["constant"] == other["constant"] <= 1
+    assert all(torch.equal(value, other["state"][name]) for name, value in one["state"].items())
