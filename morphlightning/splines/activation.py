@@ -109,7 +109,7 @@ class NonuniformSpline(SplineModule):
         extrapolation: As for LinearSpline.
         learn_scale: As for LinearSpline.
         learn_knots: Learn the inner knots, by a softmax of their distances between the ends, which stay. No piece
-            becomes narrower than 1/1000 of the mean.
+            becomes narrower than 1/1000 of the mean. Those of an odd spline stay symmetric about 0.
         share_knots: One set of knots for all splines, which is faster, unless ``knots`` has a row for each.
 
     Raises:
@@ -164,7 +164,9 @@ class NonuniformSpline(SplineModule):
             return knots
         low, high = knots[:, :1], knots[:, -1:]
         share = (1 - _NARROWEST) * self.logits.to(knots.dtype).softmax(1) + _NARROWEST / self.logits.shape[1]
-        return torch.cat([low, low + (high - low) * share[:, :-1].cumsum(1), high], 1)
+        places = torch.cat([low, low + (high - low) * share[:, :-1].cumsum(1), high], 1)
+        odd = self.constraint is not None and self.constraint.odd
+        return (places - places.flip(1)) / 2 if odd else places
 
     @torch.no_grad()
     def _set_knots(self, knots: Tensor) -> None:

@@ -332,6 +332,21 @@ def test_learned_knots_stay_apart_and_between_the_ends(share: bool) -> None:
     assert module.logits.grad is not None  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_learned_knots_of_an_odd_spline_stay_symmetric(share: bool) -> None:
+    settings: dict[str, Any] = {"channels": 2, "knots": 8, "learn_knots": True, "share_knots": share, "init": torch.sin}
+    module = shaken(NonuniformSpline(constraint={"min": -1.0, "odd": True}, **settings), 1.0)
+    table = module.table()
+    assert torch.equal(table.knots, -table.knots.flip(1))
+    assert (table.knots.diff(dim=1) > 0).all()
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(module(-x), -module(x))
+    module(x).square().sum().backward()
+    assert module.logits is not None
+    assert module.logits.grad is not None
+    assert module.logits.grad.abs().max() > 0
+
+
 def test_gradients_of_everything() -> None:
     module = shaken(NonuniformSpline(**EVERYTHING, learn_knots=True, share_knots=False)).double()
     names, values = zip(*module.named_parameters(), strict=True)
