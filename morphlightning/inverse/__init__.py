@@ -2,7 +2,7 @@
 
 from morphlightning.inverse import operators
 from morphlightning.inverse.accelerated import minimize
-from morphlightning.inverse.denoisers import Averaged, NonexpansiveDenoiser, averagedness
+from morphlightning.inverse.denoisers import Averaged, GradientStep, NonexpansiveDenoiser, averagedness
 from morphlightning.inverse.iteration import PrintResiduals, Solution
 from morphlightning.inverse.plug_and_play import PnPADMM, PnPForwardBackward
 from morphlightning.inverse.solver import Solver
@@ -12,6 +12,7 @@ from morphlightning.inverse.variational import SmoothRegularizer, Variational
 
 __all__ = [
     "Averaged",
+    "GradientStep",
     "NonexpansiveDenoiser",
     "PnPADMM",
     "PnPForwardBackward",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +23,7 @@ class NonexpansiveDenoiser(Protocol):
     """
 
     def averagedness(self) -> float:
-        """An upper bound of a, with the parameters as they are now."""
+        """An upper bound of a, with the parameters as they are now; more than 1 where there is none."""
         ...
 
 
@@ -32,7 +33,8 @@ def averagedness(denoiser: Any) -> float | None:
     A module that declares an l2 Lipschitz constant L <= 1 is (1 + L)/2-averaged.
     """
     if isinstance(denoiser, NonexpansiveDenoiser):
-        return denoiser.averagedness()
+        known = denoiser.averagedness()
+        return known if known <= 1 else None
     if isinstance(denoiser, LipschitzDeclared):
         spec = denoiser.lipschitz_spec()
         if spec.norm_in == spec.norm_out == "l2" and spec.constant <= 1 + ROUNDING:
@@ -49,13 +51,39 @@ def check_averaged(denoiser: Any, at_most: float, why: str, unchecked: bool) -> 
     known = averagedness(denoiser)
     if unchecked or (known is not None and known <= at_most and known < 1):
         return
-    what = "declares nothing" if known is None else f"is {known:.3g}-averaged"
+    what = "declares no such thing" if known is None else f"is {known:.3g}-averaged"
     if known == 1:
         what = "is 1-Lipschitz, which is not enough"
     raise NotSupportedError(
         f"{why}, but {type(denoiser).__name__} {what}. Give it averagedness() or lipschitz_spec(); "
         "inverse.Averaged(network) makes a firmly non-expansive denoiser of a 1-Lipschitz one; unchecked=True goes on"
     )
+
+
+class GradientStep(nn.Module):
+    """D(x) = x - grad R(x), with R convex and L its gradient's Lipschitz constant: L/2-averaged.
+
+    A ridge regularizer whose splines have slopes in [0, 1] makes a firmly non-expansive denoiser, or a learnable
+    proximal map of one step of :class:`UnrolledProximalGradient`.
+
+    Args:
+        regularizer: R, with ``grad``, ``lipschitz`` and ``weak_convexity``; a module if it is to be trained.
+    """
+
+    def __init__(self, regularizer: Any) -> None:
+        super().__init__()
+        self.regularizer = regularizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One gradient step."""
+        step: Tensor = self.regularizer.grad(x)
+        return x - step
+
+    def averagedness(self) -> float:
+        """L/2; infinite where R is not convex."""
+        if self.regularizer.weak_convexity() > 0:
+            return math.inf
+        return float(self.regularizer.lipschitz()) / 2
 
 
 class Averaged(nn.Module):

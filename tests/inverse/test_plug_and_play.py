@@ -6,7 +6,7 @@ from torch import nn
 
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
 from morphlightning.interfaces import LipschitzSpec
-from morphlightning.inverse import Averaged, PnPADMM, PnPForwardBackward, averagedness, operators
+from morphlightning.inverse import Averaged, GradientStep, PnPADMM, PnPForwardBackward, averagedness, operators
 
 EXACT = {"tolerance": 1e-8, "max_iterations": 2000}
 
@@ -101,13 +101,32 @@ def test_what_denoisers_declare(denoiser, known):
     assert averagedness(denoiser) == known
 
 
+def test_a_gradient_step_is_as_averaged_as_it_says(huber, logarithmic, images):
+    class Scaled:
+        def grad(self, x):
+            return huber.grad(x) / huber.lipschitz()
+
+        def lipschitz(self):
+            return 1.0
+
+        def weak_convexity(self):
+            return 0.0
+
+    step = GradientStep(Scaled())
+    assert averagedness(step) == 0.5
+    assert averagedness(GradientStep(logarithmic)) is None
+    gap = torch.randn_like(images)
+    moved = step(images + gap) - step(images)
+    assert moved.square().sum() <= (moved * gap).sum() + 1e-12
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
-        (lambda a: PnPForwardBackward(a, nn.ReLU()), NotSupportedError, "declares nothing"),
+        (lambda a: PnPForwardBackward(a, nn.ReLU()), NotSupportedError, "declares no such thing"),
         (lambda a: PnPForwardBackward(a, Rotation()), NotSupportedError, "not enough"),
         (lambda a: PnPForwardBackward(a, Towards(), 2.1), NotSupportedError, "2/"),
-        (lambda a: PnPADMM(a, nn.ReLU()), NotSupportedError, "declares nothing"),
+        (lambda a: PnPADMM(a, nn.ReLU()), NotSupportedError, "declares no such thing"),
         (lambda a: PnPADMM(a, Rotation()), NotSupportedError, "not enough"),
         (lambda a: PnPADMM(a, Declares(LipschitzSpec(0.5))), NotSupportedError, "0.75-averaged"),
         (lambda a: PnPADMM(a, Towards(), 0.0), ConfigError, "weight"),
