@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from morphlightning.errors import ConfigError, NotSupportedError
-from morphlightning.interfaces import LipschitzDeclared, LipschitzSpec
+from morphlightning.errors import ConfigError, NotCertifiable, NotSupportedError
+from morphlightning.interfaces import LipschitzSpec
+from morphlightning.lipschitz import lipschitz_spec
 
 ROUNDING = 1e-5
 """By how much a certified constant of 1 may exceed 1."""
@@ -27,22 +28,24 @@ class NonexpansiveDenoiser(Protocol):
         ...
 
 
-def averagedness(denoiser: Any) -> float | None:
-    """What a denoiser declares of itself, None if nothing that helps.
+def averagedness(denoiser: nn.Module) -> float | None:
+    """What is known of a denoiser, None if nothing that helps.
 
-    A module that declares an l2 Lipschitz constant L <= 1 is (1 + L)/2-averaged.
+    A module with a certified l2 Lipschitz constant L <= 1 (:func:`morphlightning.lipschitz.lipschitz_spec`) is
+    (1 + L)/2-averaged.
     """
     if isinstance(denoiser, NonexpansiveDenoiser):
         known = denoiser.averagedness()
         return known if known <= 1 else None
-    if isinstance(denoiser, LipschitzDeclared):
-        spec = denoiser.lipschitz_spec()
-        if spec.norm_in == spec.norm_out == "l2" and spec.constant <= 1 + ROUNDING:
-            return min(1.0, (1 + spec.constant) / 2)
-    return None
+    try:
+        spec = lipschitz_spec(denoiser)
+    except NotCertifiable:
+        return None
+    known = spec.norm_out in ("l2", "any") and spec.constant <= 1 + ROUNDING
+    return min(1.0, (1 + spec.constant) / 2) if known else None
 
 
-def check_averaged(denoiser: Any, at_most: float, why: str, unchecked: bool) -> None:
+def check_averaged(denoiser: nn.Module, at_most: float, why: str, unchecked: bool) -> None:
     """Refuse denoisers that are not known to be averaged enough; ``at_most`` itself is allowed below 1.
 
     Raises:
@@ -51,12 +54,13 @@ def check_averaged(denoiser: Any, at_most: float, why: str, unchecked: bool) -> 
     known = averagedness(denoiser)
     if unchecked or (known is not None and known <= at_most and known < 1):
         return
-    what = "declares no such thing" if known is None else f"is {known:.3g}-averaged"
+    what = "is not known to be" if known is None else f"is {known:.3g}-averaged"
     if known == 1:
         what = "is 1-Lipschitz, which is not enough"
     raise NotSupportedError(
-        f"{why}, but {type(denoiser).__name__} {what}. Give it averagedness() or lipschitz_spec(); "
-        "inverse.Averaged(network) makes a firmly non-expansive denoiser of a 1-Lipschitz one; unchecked=True goes on"
+        f"{why}, but {type(denoiser).__name__} {what}. Give it averagedness() or "
+        "lipschitz_spec(); inverse.Averaged(network) makes a firmly non-expansive denoiser of a 1-Lipschitz one; "
+        "unchecked=True goes on"
     )
 
 
@@ -119,8 +123,8 @@ class Averaged(nn.Module):
         known = averagedness(self.network)
         if known is None:
             raise NotSupportedError(
-                f"Averaged: {type(self.network).__name__} does not declare an l2 Lipschitz constant of at most 1, by "
-                "lipschitz_spec() or averagedness()"
+                f"Averaged: {type(self.network).__name__} is not known to have an l2 Lipschitz constant of at most 1; "
+                "give it lipschitz_spec() or averagedness()"
             )
         return self.weight * known
 
