@@ -9,6 +9,7 @@ from morphlightning.flows.coupling import Coupling, coupling_flow
 from morphlightning.flows.elementwise import ElementwiseSpline, Logit, Normalization
 from morphlightning.flows.monotone import MonotoneSpline, Pieces
 from morphlightning.flows.residual import InvertibleResidual, residual_flow
+from morphlightning.flows.smooth import QuadraticSpline
 
 __all__ = [
     "Bijection",
@@ -22,6 +23,7 @@ __all__ = [
     "MonotoneSpline",
     "Normalization",
     "Pieces",
+    "QuadraticSpline",
     "coupling_flow",
     "residual_flow",
 ]

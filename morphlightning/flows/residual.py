@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from morphlightning.errors import ConfigError, NotSupportedError
 from morphlightning.flows.base import Bijection, Composition, in_own_dtype
 from morphlightning.flows.elementwise import Normalization
+from morphlightning.flows.smooth import QuadraticSpline
 from morphlightning.interfaces import LipschitzDeclared, Spec
 from morphlightning.lipschitz import LipschitzNetwork
 
@@ -166,7 +167,7 @@ def check_contraction(branch: nn.Module) -> None:
             "may not be invertible; use morphlightning.lipschitz.LipschitzNetwork"
         )
     spec = branch.lipschitz_spec()
-    if not spec.constant <= 1 + 1e-5 or (spec.norm_in, spec.norm_out) != ("l2", "l2"):
+    if not spec.constant <= 1 + 1e-5 or not {spec.norm_in, spec.norm_out} <= {"l2", "any"}:
         raise NotSupportedError(
             f"InvertibleResidual: {name} declares the Lipschitz constant {spec.constant:.6g} from {spec.norm_in} to "
             f"{spec.norm_out}, expected at most 1 from l2 to l2"
@@ -179,7 +180,7 @@ def residual_flow(
     hidden: Sequence[int] = (64, 64),
     contraction: float = 0.9,
     log_det: LogDet = "exact",
-    activation: Spec = "linear_spline",
+    activation: Spec | Callable[..., nn.Module] = QuadraticSpline,
 ) -> Composition:
     """Residual steps whose branches are 1-Lipschitz networks, each behind a normalization.
 
@@ -189,7 +190,8 @@ def residual_flow(
         hidden: Widths of the branches' hidden layers.
         contraction: As for :class:`InvertibleResidual`, of all steps.
         log_det: As for :class:`InvertibleResidual`.
-        activation: Of the branches, as for ``morphlightning.lipschitz.LipschitzNetwork``.
+        activation: Of the branches, as for ``morphlightning.lipschitz.LipschitzNetwork``; best a smooth one, see
+            :class:`~morphlightning.flows.QuadraticSpline`.
 
     Raises:
         ConfigError: A setting is out of its range.

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from morphlightning.callbacks.random_state import capture, restore
 from morphlightning.errors import ConfigError, DataError, ShapeError
-from morphlightning.flows import Bijection, Composition, Flow, Logit, MonotoneSpline, coupling_flow, residual_flow
+from morphlightning.flows import (
+    Bijection,
+    Composition,
+    Flow,
+    Logit,
+    MonotoneSpline,
+    QuadraticSpline,
+    coupling_flow,
+    residual_flow,
+)
 from morphlightning.flows.base import Reduce
 from morphlightning.flows.monotone import Kind
 from morphlightning.flows.residual import LogDet
@@ -52,7 +61,8 @@ class NormalizingFlow(PluginTraining):
         levels: Number of grey levels of images, such as 256 (17 for ``data.Digits``); None for points.
         bijection: A bijection of your own in place of all that; its dim is the product of ``in_shape``. It is not part
             of the hyperparameters; give it again to ``load_from_checkpoint``.
-        activation: Component of kind activations, of the networks; None for ReLU in couplings and linear splines in g.
+        activation: Component of kind activations, of the networks; None for ReLU in couplings and quadratic
+            splines in g, see :class:`~morphlightning.flows.QuadraticSpline`.
         optimizer: Component of kind optimizers.
         regularizers: Components of kind regularizers.
         diagnostics: Components of kind diagnostics.
@@ -109,7 +119,7 @@ class NormalizingFlow(PluginTraining):
         dim = math.prod(in_shape)
         if bijection is None:
             if kind == "residual":
-                bijection = residual_flow(dim, layers, hidden, contraction, log_det, activation or "linear_spline")
+                bijection = residual_flow(dim, layers, hidden, contraction, log_det, activation or QuadraticSpline)
             else:
                 splines = MonotoneSpline(spline, bins, bound, slopes)
                 bijection = coupling_flow(dim, layers, hidden, splines, activation or "relu")
