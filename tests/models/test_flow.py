@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from morphlightning.data import Digits, ToyDensity
 from morphlightning.errors import ConfigError, DataError, DtypeError, NotSupportedError, ShapeError
-from morphlightning.flows import ElementwiseSpline, Normalization
+from morphlightning.flows import Normalization
 from morphlightning.models import NormalizingFlow
 
 Make = Callable[..., L.Trainer]
@@ -197,14 +197,14 @@ def test_hyperparameters_rebuild_the_model(make_trainer: Make, tmp_path: Path) -
     y = model.dequantize(images())
     assert torch.equal(loaded.log_prob(y), model.eval().log_prob(y))
     assert not loaded.flow.bijection.awaits_data
-    own = NormalizingFlow(bijection=ElementwiseSpline(2))
+    own = NormalizingFlow(bijection=Normalization(2))
     make_trainer(max_steps=1).fit(own, ToyDensity(train_size=64))
     trainer = make_trainer(max_steps=1)
     trainer.fit(own, ToyDensity(train_size=64))
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(ConfigError, match="pass it again"):
         NormalizingFlow.load_from_checkpoint(tmp_path / "own.ckpt")
-    NormalizingFlow.load_from_checkpoint(tmp_path / "own.ckpt", bijection=ElementwiseSpline(2))
+    NormalizingFlow.load_from_checkpoint(tmp_path / "own.ckpt", bijection=Normalization(2))
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
