@@ -41,12 +41,10 @@ def solve(ridge: Ridge, y: Tensor, *, tolerance: float = 1e-4, max_iterations: i
     if ridge.scale is None or len(ridge.scale) == 1:
         folded = ridge.folded()
         return minimize(lambda z, y: folded.grad(z).add_(z).sub_(y), y, data=(y,), **settings)
-    filters, profile = ridge.filters.channels_last(), ridge.profile.on_grid()
-
-    def gradient(z: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        return Ridge(filters, profile, scale).grad(z).add_(z).sub_(y)
-
-    return minimize(gradient, y, data=(y, ridge.scale), **settings)
+    prepared, scale = ridge.prepared(), ridge.scale
+    return minimize(
+        lambda z, y, scale: prepared.grad_in_place(z, scale).add_(z).sub_(y), y, data=(y, scale), **settings
+    )
 
 
 def equilibrium(
@@ -67,7 +65,7 @@ def equilibrium(
     here.
     """
     ridge = ridge.blocked(*y.shape[2:])
-    frozen = ridge.detach().on_grid()
+    frozen = ridge.prepared()
     x = solve(frozen, y, tolerance=tolerance, max_iterations=max_iterations).x
 
     def system(g: Tensor) -> Tensor:

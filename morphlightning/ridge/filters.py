@@ -60,8 +60,8 @@ class Filters:
 
     def blocked(self, height: int, width: int) -> Filters | BlockedFilters:
         """The same map on blocks of pixels for images of that size, where blocks fit; else this one."""
-        block = block_side(self.extent)
-        if self.padding == "same" or block == 1 or height % block or width % block:
+        block = block_side(self.extent, height, width)
+        if self.padding == "same" or block == 1:
             return self
         kernel = composed(self.kernels).to(self.kernels[0].dtype)
         weight = _on_blocks(kernel, block).contiguous(memory_format=torch.channels_last)
@@ -119,9 +119,9 @@ class BlockedFilters:
         return self
 
 
-def block_side(extent: int) -> int:
-    """The side of the blocks on which filters of this extent are computed: the largest up to 4 that divides k - 1."""
-    return next(b for b in range(LARGEST_BLOCK, 0, -1) if (extent - 1) % b == 0)
+def block_side(extent: int, *sides: int) -> int:
+    """The side of the blocks on which filters are computed: the largest up to 4 that divides k - 1 and all sides."""
+    return next(b for b in range(LARGEST_BLOCK, 0, -1) if not any(side % b for side in (extent - 1, *sides)))
 
 
 def _on_blocks(kernel: Tensor, block: int) -> Tensor:

@@ -64,9 +64,16 @@ class Ridge:
         scale = None if self.scale is None else self.scale.detach()
         return Ridge(self.filters.detach(), self.profile.detach(), scale)
 
-    def on_grid(self) -> Ridge:
-        """The same with equally spaced knots where that can be, which are evaluated faster."""
-        return Ridge(self.filters, self.profile.on_grid(), self.scale)
+    def prepared(self) -> Ridge:
+        """The same for many evaluations: without history, on a grid of knots where that can be, laid out well."""
+        ridge = self.detach()
+        return Ridge(ridge.filters.channels_last(), ridge.profile.on_grid(), ridge.scale)
+
+    @torch.no_grad()
+    def grad_in_place(self, x: Tensor, scale: Tensor) -> Tensor:
+        """As :meth:`grad` with other scales, without history, and with one tensor of features."""
+        z = self.filters(x).mul_(scale[:, :, None, None])
+        return self.filters.adjoint(self.profile(z, out=z).div_(scale[:, :, None, None]))
 
     def blocked(self, height: int, width: int) -> Ridge:
         """The same for images of that size, on blocks of pixels where they fit; see :class:`BlockedFilters`."""
