@@ -127,10 +127,10 @@ class InvertibleResidual(Bijection):
 
     def _exact(self, x: Tensor, moved: Tensor, keep: bool) -> Tensor:
         rows = [_pull(moved, x, _unit(moved, d), keep or d < self.dim - 1, keep) for d in range(self.dim)]
-        jacobian = torch.stack(rows, 1)
-        identity = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+        jacobian = torch.stack(rows, 1).to(torch.promote_types(x.dtype, torch.float32))
+        identity = torch.eye(self.dim, dtype=jacobian.dtype, device=x.device)
         log_det: Tensor = torch.linalg.slogdet(identity + jacobian).logabsdet
-        return log_det
+        return log_det.to(x.dtype)
 
     def _series(self, x: Tensor, moved: Tensor, keep: bool) -> Tensor:
         signs = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1

@@ -81,12 +81,15 @@ def test_nan_stays_where_it_is() -> None:
     assert z.isnan().any(1).tolist() == log_det.isnan().tolist() == [False, True, False]
 
 
-def test_bfloat16_and_no_points() -> None:
-    bijection = make("coupling_flow", 2, torch.float32)
-    z, log_det = bijection(points("", 3, 2, torch.bfloat16))
+@names
+def test_bfloat16_and_no_points(name: str) -> None:
+    bijection = make(name, 2, torch.float32)
+    z, log_det = bijection(points(name, 3, 2, torch.bfloat16))
     assert z.isfinite().all()
     assert log_det.isfinite().all()
-    assert bijection.inverse(torch.zeros(0, 2)).shape == (0, 2)
+    z, log_det = bijection(torch.zeros(0, 2))
+    assert (z.shape, log_det.shape) == ((0, 2), (0,))
+    assert bijection.inverse(z).shape == (0, 2)
 
 
 # ------------------------------------------------------------------------------------------------------- the starts
