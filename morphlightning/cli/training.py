@@ -29,10 +29,23 @@ import morphlightning.data.folder
 import morphlightning.data.images
 import morphlightning.data.toy
 import morphlightning.models  # noqa: F401 - makes the short class names of models and data known
-from morphlightning.callbacks.figures import ConfusionMatrix, LearningCurves, Reconstructions, StructuringFunctions
+from morphlightning.callbacks.figures import (
+    ConfusionMatrix,
+    LearningCurves,
+    Reconstructions,
+    SplineFigures,
+    StructuringFunctions,
+)
 from morphlightning.checkpoint_io import SafeCheckpointIO
 from morphlightning.errors import MorphLightningError, RunExistsError
-from morphlightning.models import LiftedModule, MorphologicalAutoencoder, MorphologicalClassifier
+from morphlightning.interfaces import Spline
+from morphlightning.layers import MorphLayer
+from morphlightning.models import (
+    LiftedModule,
+    MorphologicalAutoencoder,
+    MorphologicalClassifier,
+    RidgeRegularizerDenoiser,
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -129,13 +142,24 @@ class ProgressBar(RichProgressBar):
 def figure_callbacks(model: L.LightningModule, every_n_epochs: int = 5) -> list[Callback]:
     """The figures that mean something for a model."""
     figures: list[Callback] = [LearningCurves()]
-    if not isinstance(model, LiftedModule):
+    if any(isinstance(module, MorphLayer) for module in model.modules()):
         figures.append(StructuringFunctions(every_n_epochs))
+    if any(isinstance(module, Spline) for module in model.modules()):
+        figures.append(SplineFigures(every_n_epochs))
     if isinstance(model, MorphologicalClassifier):
         figures.append(ConfusionMatrix(every_n_epochs))
-    if isinstance(model, MorphologicalAutoencoder) or (isinstance(model, LiftedModule) and model.hparams["data_range"]):
+    if _restores(model):
         figures.append(Reconstructions(every_n_epochs=every_n_epochs))
     return figures
+
+
+def _restores(model: L.LightningModule) -> bool:
+    """Whether ``model(inputs)`` is an image to be compared with the target."""
+    if isinstance(model, LiftedModule):
+        return bool(model.hparams["data_range"])
+    if isinstance(model, RidgeRegularizerDenoiser):
+        return model.knows_the_level
+    return isinstance(model, MorphologicalAutoencoder)
 
 
 def run_folder(given: str | None, name: str) -> Path:

@@ -91,6 +91,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         super().__init__()
         # logger=False: a model with a hyperparameter of the same name and another value would stop the Trainer
         self.save_hyperparameters(logger=False)
+        self.task, self.missing = task, missing  # a subclass that fixes them has no such hyperparameters
         self._check(batch_size >= 1, "batch_size", batch_size, "at least 1")
         self._check(0 <= val_fraction < 1, "val_fraction", val_fraction, "a share in [0, 1)")
         self._check(0 <= seed < 2**63, "seed", seed, "an integer in [0, 2**63)")
@@ -187,9 +188,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Make what turns clean images into inputs, for training or for evaluation."""
         settings = self.hparams
         return Corruption(
-            task=settings["task"],
+            task=self.task,
             noise=settings["noise"],
-            missing=settings["missing"],
+            missing=self.missing,
             seed=settings["seed"],
             stream=stream,
             fixed=settings["fixed_noise"] or not train,

@@ -229,11 +229,16 @@ class RidgeRegularizerDenoiser(PluginTraining):
         """Images must have more pixels a side, to be continued by reflection and hold a window."""
         return self._extent - 1 + block_side(self._extent) if self.hparams["padding"] == "valid" else 0
 
+    @property
+    def knows_the_level(self) -> bool:
+        """Whether images can be denoised without saying how noisy they are."""
+        return self.regularizer.scaling is None or isinstance(self.hparams["noise"], int | float)
+
     def _levels(self, sigma: Tensor | float | None) -> Tensor | float | None:
         if sigma is not None or self.regularizer.scaling is None:
             return sigma
         noise = self.hparams["noise"]
-        if not isinstance(noise, int | float):
+        if not self.knows_the_level:
             raise ConfigError(
                 f"RidgeRegularizerDenoiser: trained for noise levels in {noise}; say which one these images have: sigma"
             )

@@ -2,11 +2,14 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from morphlightning.cli import main
+from morphlightning.models import RidgeRegularizerDenoiser
 
 MODEL = {
     "class_path": "morphlightning.MorphologicalClassifier",
@@ -42,6 +45,33 @@ def test_fit_writes_logs_checkpoints_figures_and_config(config, tmp_path):
     assert len(list((run / "checkpoints").glob("best-*.ckpt"))) == 1
     assert list((run / "figures").glob("confusion_matrix*.png"))
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["derivative"] == "bouligand"
+
+
+def test_a_denoiser_learns_from_a_folder_of_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["morphlightning"])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(draw.integers(0, 256, (24, 20), dtype=np.uint8)).save(folder / f"{number}.png")
+    model = {"channels": [1, 4], "kernel_size": 3, "optimizer": {"name": "adam", "rates": {"activation": 1e-4}}}
+    content = {
+        "model": {"class_path": "morphlightning.RidgeRegularizerDenoiser", "init_args": model},
+        "data": {
+            "class_path": "morphlightning.data.ImageFolderDenoising",
+            "init_args": {"root": str(folder), "patch_size": 16, "val_fraction": 0.25},
+        },
+        "trainer": TRAINER,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", "config.yaml", "--run", "runs/first"]) == 0
+    figures = {path.name.split("-")[0] for path in (tmp_path / "runs/first/figures").rglob("*.png")}
+    assert any("reconstructions" in name for name in figures)
+    assert any("spline" in name for name in figures)
+    assert not any("structuring" in name for name in figures)
+    path = tmp_path / "runs/first/checkpoints/last.ckpt"
+    assert RidgeRegularizerDenoiser.load_from_checkpoint(path).hparams.kernel_size == 3
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
