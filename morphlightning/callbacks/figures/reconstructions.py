@@ -136,6 +136,7 @@ def draw_samples(inputs: Tensor, output: Tensor, target: Tensor, data_range: flo
     for axis, name in zip(axes[:, 0], ("input", "output", "target", "error"), strict=True):
         axis.set_ylabel(name, fontsize=MEDIUM)
     colorbar(figure, axes[3], scale, "error")
+    title = title if columns > 2 else title.replace(", epoch", "\nepoch")  # one image a batch: a narrow figure
     figure.suptitle(title, y=1 - 0.08 / figure.get_figheight(), va="top", fontsize=MEDIUM)
     return figure
 
