@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 COLOURS = {
     "spline": "#0072B2", "ReLU": "#D55E00", "PReLU": "#E69F00", "absolute value": "#CC79A7", "GroupSort": "#009E73",
-    "GroupSort, wider": "#56B4E9",
+    "GroupSort, larger": "#56B4E9",
 }  # fmt: skip
 STYLE = {
     "axes.titlesize": 9,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 """The same for every activation."""
 TUNING_SEEDS = (1000, 1001)
 """They choose the learning rate, and serve nothing else."""

@@ -37,11 +37,11 @@ def test_targets_are_1_lipschitz_and_have_kinks(module) -> None:
 
 def test_splines_learn_a_target_better_than_relu_and_groupsort(module) -> None:
     """The claim of the recipe, on a small instance; the recipe itself has more targets, seeds and learning rates."""
-    regression, activations = module("regression"), module("activations")
-    setting = regression.Setting(kinks=8, samples=100, width=8, wide=8, steps=150, seeds=1)
-    table = activations.lipschitz(regression.LIMIT)
+    regression = module("regression")
+    setting = regression.Setting(kinks=8, samples=100, width=8, wide=8, steps=150, more_steps=150, seeds=1)
+    contestants = regression.contestants(setting)
     fits = {
-        name: [regression.train(table[name], 8, 0.03, 0.0, seed, setting) for seed in (0, 1)]
+        name: [regression.train(contestants[name], 0.03, 0.0, seed, setting) for seed in (0, 1)]
         for name in ("spline", "ReLU", "GroupSort")
     }
     errors = {name: sum(fit.error for fit in found) for name, found in fits.items()}
