@@ -89,6 +89,11 @@ class GradientStep(nn.Module):
             return math.inf
         return float(self.regularizer.lipschitz()) / 2
 
+    def lipschitz_spec(self) -> LipschitzSpec:
+        """The largest of 1 + rho and L - 1, since Hessians of R are in [-rho, L]."""
+        constant = max(1 + float(self.regularizer.weak_convexity()), float(self.regularizer.lipschitz()) - 1)
+        return LipschitzSpec(constant, why="a gradient step")
+
 
 class Averaged(nn.Module):
     """D(x) = (1 - a) x + a N(x): firmly non-expansive for a 1-Lipschitz N and a <= 1/2.

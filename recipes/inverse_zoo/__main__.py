@@ -32,19 +32,17 @@ class Preset(NamedTuple):
 
     side: int
     count: int
-    width: int
     layers: int
-    denoiser_steps: int
-    unrolled_layers: int
     features: int
+    denoiser_steps: int
     unrolled_steps: int
     max_iterations: int
 
 
 PRESETS = {
-    "quick": Preset(32, 2, 4, 3, 5, 3, 4, 5, 30),
-    "small": Preset(128, 4, 16, 4, 800, 6, 12, 400, 400),
-    "full": Preset(256, 7, 64, 8, 20_000, 12, 32, 5000, 2000),
+    "quick": Preset(32, 2, 3, 4, 5, 5, 30),
+    "small": Preset(128, 4, 6, 12, 800, 600, 400),
+    "full": Preset(256, 7, 16, 48, 20_000, 5000, 2000),
 }
 
 
@@ -101,7 +99,7 @@ def run(chosen: argparse.Namespace) -> None:
     ways += [methods.ridge(name, about, path) for name, about, path in given if path is not None]
     report = Report.begin(chosen.results, chosen.threads)
     began = time.process_time()
-    denoiser = networks.denoiser(images, preset.width, preset.layers, preset.denoiser_steps)
+    denoiser = networks.denoiser(images, preset.layers, preset.features, preset.denoiser_steps)
     report.say(f"{time.process_time() - began:.0f} s to train the denoiser, {denoiser.averagedness():.4f}-averaged")
     ways += [methods.forward_backward(denoiser), methods.admm(denoiser)]
     for name in chosen.only:
@@ -109,7 +107,7 @@ def run(chosen: argparse.Namespace) -> None:
         study = Study(problem, images, preset.max_iterations)
         outcomes = [study.start(), *(study.run(method) for method in ways)]
         started = time.process_time()
-        network = networks.unrolled(problem, images, preset.unrolled_layers, preset.features, preset.unrolled_steps)
+        network = networks.unrolled(problem, images, preset.layers, preset.features, preset.unrolled_steps)
         spent = time.process_time() - started
         outcomes.append(study.trained(network))
         report.problem(f"{problem.about}; {spent:.0f} s to train the unrolled network", outcomes, images)

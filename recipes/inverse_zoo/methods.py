@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from morphlightning.errors import ConfigError
+from morphlightning.errors import ConfigError, TrainingWarning
 from morphlightning.inverse import Averaged, PnPADMM, PnPForwardBackward, Solution, TotalVariation, Variational
 from morphlightning.inverse.operators import LinearOperator
 from morphlightning.models import RidgeRegularizerDenoiser
@@ -53,15 +54,22 @@ def ridge(name: str, about: str, checkpoint: Path) -> Method:
     if not checkpoint.is_file():
         raise ConfigError(f"{name}: no checkpoint {checkpoint}; recipes/denoise_train400 trains and writes one")
     model = RidgeRegularizerDenoiser.load_from_checkpoint(checkpoint, map_location="cpu").eval()
-    levels = {"sigma": ladder(8 / 255, 1.6, 3, 2)} if model.regularizer.scaling is not None else {}
+    # the noise level is a scale here, which is tuned and may leave the range of training
+    warnings.filterwarnings("ignore", message="noise level", category=TrainingWarning)
+    if model.regularizer.scaling is None:
 
-    def build(
-        operator: LinearOperator, weight: float, sigma: float | None = None, **settings: Any
-    ) -> tuple[Solve, str]:
-        solver = Variational(operator, model, weight, **settings)
+        def build(operator: LinearOperator, weight: float, **settings: Any) -> tuple[Solve, str]:
+            solver = Variational(operator, model, weight, **settings)
+            return solver, solver.guarantee
+
+        return Method(name, about, {"weight": ladder(0.1, 1.6, 8, 8)}, build)
+
+    def build_scaled(operator: LinearOperator, strength: float, sigma: float, **settings: Any) -> tuple[Solve, str]:
+        solver = Variational(operator, model, strength / sigma, **settings)
         return partial(solver, sigma=sigma), solver.guarantee
 
-    return Method(name, about, {"weight": ladder(0.1, 2.0, 7, 6), **levels}, build)
+    # far out, weight R grows as weight sigma |x|: that product and sigma can be tuned one by one
+    return Method(name, about, {"strength": ladder(2e-3, 2.0, 6, 6), "sigma": ladder(8 / 255, 2.0, 3, 2)}, build_scaled)
 
 
 def forward_backward(denoiser: Averaged) -> Method:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from images import Images
@@ -11,7 +10,6 @@ from problems import Problem
 from torch import Tensor, nn
 
 from morphlightning.inverse import Averaged, GradientStep, UnrolledProximalGradient
-from morphlightning.lipschitz import SpectralConv2d
 from morphlightning.ridge import FilterBank, RidgeRegularizer
 from morphlightning.splines import LinearSpline
 
@@ -20,35 +18,22 @@ NOISE = 10 / 255
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
-def lipschitz_network(width: int, layers: int) -> nn.Sequential:
-    """Convolutions with splines between them, all 1-Lipschitz, images to images."""
-    widths = [1, *[width] * (layers - 1), 1]
-    stages: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        convolution = SpectralConv2d(a, b, 3, padding="same", slack=0.005)
-        start = torch.eye(b, a) if a == b else torch.ones(b, a) / max(a, b) ** 0.5
-        with torch.no_grad():  # near the identity, of norm 1
-            convolution.weight.mul_(0.1)[:, :, 1, 1].add_(start)
-        stages += [convolution, LinearSpline(b, knots=41, limit=0.4, init="identity", constraint="lipschitz")]
-    return nn.Sequential(*stages[:-1])
-
-
-def denoiser(images: Images, width: int, layers: int, steps: int) -> Averaged:
+def denoiser(images: Images, layers: int, features: int, steps: int) -> Averaged:
     """Firmly non-expansive: the mean of the identity and a 1-Lipschitz network, trained as a whole."""
     torch.manual_seed(0)
-    network = Averaged(lipschitz_network(width, layers))
+    network = Averaged(nn.Sequential(*(ridge_step(features) for _ in range(layers))))
     generator = torch.Generator().manual_seed(0)
 
     def batch() -> Batch:
         clean = images.patches(16, min(40, images.side), generator)
         return (clean + NOISE * torch.randn(clean.shape, generator=generator),), clean
 
-    train(network, batch, steps, 5e-3)
+    train(network, batch, steps, 1e-2)
     return network
 
 
 def unrolled(problem: Problem, images: Images, layers: int, features: int, steps: int) -> UnrolledProximalGradient:
-    """Proximal gradient steps whose proximal maps are gradient steps of convex ridge regularizers, a new one each."""
+    """Proximal gradient steps whose proximal maps are gradient steps of regularizers, each of its own."""
     torch.manual_seed(0)
     network = UnrolledProximalGradient(problem.operator, [ridge_step(features) for _ in range(layers)], step=1.5)
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +48,7 @@ def unrolled(problem: Problem, images: Images, layers: int, features: int, steps
 
 
 def ridge_step(features: int) -> GradientStep:
-    """Averaged, so non-expansive: slopes of the splines are in [0, 1.99]."""
+    """1-Lipschitz: a gradient step of a convex ridge regularizer, slopes of the splines in [0, 1.99]."""
     slopes = {"min": 0.0, "max": 1.99, "odd": True, "level_ends": True}
     splines = LinearSpline(features, knots=41, limit=0.2, init=lambda t: t.clamp(-0.02, 0.02), constraint=slopes)
     return GradientStep(RidgeRegularizer(FilterBank((1, features), 5, "all"), splines))

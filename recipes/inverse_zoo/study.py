@@ -66,11 +66,11 @@ class Study:
         data = self.measured(self.images.tune, 1)
 
         def quality(settings: dict[str, float]) -> float:
-            solve, _ = self._build(method, settings, ROUGH)
+            solve, _ = self._build(method, settings, ROUGH, self.max_iterations // 2)
             return statistics.fmean(psnr(solve(data, start=self.problem.start(data)).x, self.images.tune))
 
         chosen = climb(method, quality)
-        solve, guarantee = self._build(method, chosen, FINE)
+        solve, guarantee = self._build(method, chosen, FINE, self.max_iterations)
         return self._timed(method.name, ", ".join(f"{k} {v:.2g}" for k, v in chosen.items()), guarantee, solve)
 
     def trained(self, network: UnrolledProximalGradient) -> Outcome:
@@ -78,9 +78,11 @@ class Study:
         about = f"steps x ||A||^2: {', '.join(f'{2 * float(r.sigmoid()):.2f}' for r in network.raw_steps)}"
         return self._timed("unrolled", about, network.guarantee, network, len(network.proximals))
 
-    def _build(self, method: Method, settings: dict[str, float], tolerance: float) -> tuple[Solve, str]:
-        limit = self.max_iterations
-        return method.build(self.problem.operator, tolerance=tolerance, max_iterations=limit, **settings)
+    def _build(
+        self, method: Method, settings: dict[str, float], tolerance: float, max_iterations: int
+    ) -> tuple[Solve, str]:
+        operator = self.problem.operator
+        return method.build(operator, tolerance=tolerance, max_iterations=max_iterations, **settings)
 
     @torch.no_grad()
     def _timed(

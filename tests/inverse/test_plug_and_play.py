@@ -124,6 +124,8 @@ def test_a_gradient_step_is_as_averaged_as_it_says(huber, logarithmic, images):
     step = GradientStep(Scaled())
     assert averagedness(step) == 0.5
     assert averagedness(GradientStep(logarithmic)) is None
+    assert averagedness(nn.Sequential(step, step)) == 1
+    assert GradientStep(logarithmic).lipschitz_spec().constant == 7
     gap = torch.randn_like(images)
     moved = step(images + gap) - step(images)
     assert moved.square().sum() <= (moved * gap).sum() + 1e-12

@@ -57,7 +57,7 @@ def test_tuning_finds_the_best_step_of_every_ladder(module):
 
 def test_the_denoiser_is_firmly_nonexpansive_and_the_unrolled_network_stable(module, images):
     networks = module("networks")
-    denoiser = networks.denoiser(images, width=4, layers=3, steps=3)
+    denoiser = networks.denoiser(images, layers=3, features=4, steps=3)
     assert denoiser.averagedness() <= 0.5
     network = networks.unrolled(module("problems").deblurring(24), images, layers=2, features=3, steps=3)
     assert network.stability() is not None
@@ -82,7 +82,7 @@ def test_images_are_of_one_group_each(module, tmp_path):
 
 def test_a_report_has_tables_pictures_and_values(module, images, tmp_path):
     methods = module("methods")
-    denoiser = module("networks").denoiser(images, width=2, layers=2, steps=1)
+    denoiser = module("networks").denoiser(images, layers=2, features=2, steps=1)
     study = module("study").Study(module("problems").inpainting(24), images, 5)
     ways = [methods.total_variation(), methods.forward_backward(denoiser), methods.admm(denoiser)]
     report = module("report").Report.begin(tmp_path, threads=1)
