@@ -9,9 +9,9 @@ digits     scikit-learn's 8x8 digits: bits per dimension, a sheet of samples
 
 Methods: couplings with affine maps, with linear splines and with quadratic splines, all with the same conditioners, and
 residual steps whose branches are 1-Lipschitz networks with quadratic splines. The preset small takes under ten minutes
-of one core; full trains twenty times as long. The seed sets weights, data and their order. Everything is also written
-to recipes/results/flows/<date>/: every run (CSV), figures (PNG), what was printed (findings.md), and how (facts.txt).
-Nothing is overwritten.
+of one core; full trains twenty times as long in the plane. The seed sets weights, data and their order. Everything is
+also written to recipes/results/flows/<date>/: every run (CSV), figures (PNG), what was printed (findings.md), and how
+(facts.txt). Nothing is overwritten.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def sheet(rows: Mapping[str, Tensor]) -> Figure:
     plt.rcParams.update(STYLE)  # type: ignore[arg-type]
     figure, axes = plt.subplots(len(rows), 1, figsize=(7, 0.52 * len(rows)), squeeze=False, layout="constrained")
     for axis, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
-        strip = np.concatenate([np.pad(image[0].numpy(), 1, constant_values=1) for image in images], 1)
+        strip = np.concatenate([np.pad(image[0].numpy(), 1, constant_values=0.2) for image in images], 1)
         axis.imshow(strip, cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
