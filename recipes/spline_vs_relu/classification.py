@@ -152,8 +152,7 @@ def run(chosen: argparse.Namespace, setting: Setting, seeds: Iterable[int], repo
     radii: dict[str, dict[str, Tensor]] = {kind: {} for kind in contestants()}
     for kind, name in report.track(networks):
         activation = contestants()[kind][name]
-        rates = RATES if kind == "constant 1" else [rate / 10 for rate in RATES]
-        rate, tried = choose(lambda r, s: contest.validation_loss(kind, activation, r, s), rates)  # noqa: B023
+        rate, tried = choose(lambda r, s: contest.validation_loss(kind, activation, r, s))  # noqa: B023
         found = [contest.trained(kind, activation, rate, seed) for seed in seeds]
         rows += [
             {"network": kind, "activation": name, "rate": r, "seed": "tuning", "loss": e} for r, e in tried.items()
@@ -163,7 +162,7 @@ def run(chosen: argparse.Namespace, setting: Setting, seeds: Iterable[int], repo
         lines.append({"network": kind, "activation": name, "rate": f"{rate:g}"} | line(found))
         radii[kind][name] = found[0].radii
     report.runs(rows)
-    about = f"{setting.steps} steps of {setting.batch}, mean and deviation over {len(seeds)} seeds"
+    about = f"{setting.steps} steps of {setting.batch}, mean and deviation over {len(seeds)} seeds; rates of {RATES}"
     report.table(f"{chosen.dataset}, {len(contest.test[1])} test images; {about}", lines)
     report.figure("radii", plots.certified(radii))
 

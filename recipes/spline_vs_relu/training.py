@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ def fit(
     return time.process_time() - began
 
 
-def choose(score: Callable[[float, int], float], rates: Sequence[float] = RATES) -> tuple[float, dict[float, float]]:
+def choose(score: Callable[[float, int], float]) -> tuple[float, dict[float, float]]:
     """The learning rate with the lowest mean score over the tuning seeds, and all scores."""
-    found = {rate: sum(score(rate, seed) for seed in TUNING_SEEDS) / len(TUNING_SEEDS) for rate in rates}
+    found = {rate: sum(score(rate, seed) for seed in TUNING_SEEDS) / len(TUNING_SEEDS) for rate in RATES}
     return min(found, key=found.__getitem__), found
 
 
