@@ -10,7 +10,7 @@ classification  MNIST or Fashion-MNIST: accuracy, certified radius, seconds and 
 Every activation gets the same budget: the same learning rates are tried with two seeds of their own, on samples that
 serve nothing else, and the best is trained with all seeds. Tables are printed; everything is also written to
 recipes/results/spline_vs_relu/<date>/: every run (CSV), figures (PNG), what was printed (findings.md), and how
-(facts.txt). Nothing is overwritten. --preset small takes about 10 minutes of one core, full is for a GPU or a night;
+(facts.txt). Nothing is overwritten. --preset small takes about 12 minutes of one core, full is for a GPU or a night;
 --preset tiny only tries the command.
 """
 

@@ -4,7 +4,7 @@ The certified radius of an image that is classified rightly is its margin over s
 network, of wrongly classified ones 0: no change of the image of smaller l2 norm can change the class (pixels lie in
 [0, 1]). Free networks have the product of the constants of their layers. Networks of constant 1 train with the
 cross-entropy of 10 times their outputs, whose margins are small; learning rates are chosen by the loss on validation
-images, after as many steps, with seeds that serve nothing else.
+images after fewer steps, with seeds that serve nothing else.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A target on [-1, 1] is piecewise linear with kinks at random places; a piece has
 else a uniform slope in [-1, 1]. Networks see samples at random places, exact ones or with Gaussian noise of 0.05; the
 error is the root mean square difference from the target on a fine grid. Each seed has a target, samples and initial
 weights of its own. "GroupSort, larger" is wider, to have as many parameters as networks with splines, and trains for
-three times as many steps, to take as many seconds.
+three times as many steps, which takes more seconds.
 """
 
 from __future__ import annotations
