@@ -40,7 +40,7 @@ def minimize(
     Safeguard, where ``weak_convexity`` w is given (f + w/2 ||.||^2 convex, g convex): with G = L (z_k - x_{k+1}), a
     step with <G, z_k - x_k> + w/2 ||z_k - x_k||^2 > 0 is not taken but repeated from z_k = x_k. All steps taken have
     F(x_{k+1}) <= F(x_k) - ||G||^2 / 2L, so F decreases, G tends to 0 where F is bounded below, and every limit point
-    is critical.
+    is critical. Without momentum steps are short, wherever they are taken: while they grow again, no sample stops.
 
     Every sample has momentum, restarts and stopping of its own: it stops, and takes no further part, when
     ||x_{k+1} - x_k|| <= tolerance ||x_{k+1}||. Its result does not depend on the others.
@@ -77,7 +77,7 @@ def minimize(
 class ProximalGradient(Iteration):
     """The iteration of :func:`minimize`, with its arguments."""
 
-    state = ("x", "z", "ahead", "t", "step", "strong", "weak")
+    state = ("x", "z", "ahead", "t", "step", "strong", "weak", "last", "growing")
 
     def __init__(
         self,
@@ -106,7 +106,8 @@ class ProximalGradient(Iteration):
                 f"{weak_convexity} beside strong_convexity {strong_convexity}"
             )
         self.step, self.strong, self.weak = 1 / constant, strong / constant, weak / constant
-        self.t = torch.ones_like(constant)
+        self.t, self.last = torch.ones_like(constant), torch.zeros_like(constant)
+        self.growing = torch.zeros_like(constant, dtype=torch.bool)
         self.z, self.ahead = self.x.clone(), torch.zeros_like(self.x)  # ahead: z - x
         self._new = torch.empty_like(self.x)
 
@@ -138,7 +139,15 @@ class ProximalGradient(Iteration):
         self.ahead.mul_(beside(self._momentum(), new))
         self.x, self._new = new, self.x
         torch.add(self.x, self.ahead, out=self.z)
-        return moved if refused is None else moved.masked_fill(refused, torch.inf)
+        if refused is None:
+            return moved
+        self.growing = moved > self.last
+        self.last = moved  # 0 where the step was refused
+        return moved.masked_fill(refused, torch.inf)
+
+    def settled(self) -> Tensor | bool:
+        """As the base."""
+        return ~self.growing if self.safeguarded else True
 
     def _refuse(self, drop: Tensor, new: Tensor) -> Tensor:
         """Which steps need not decrease F; those rows stay where they are."""

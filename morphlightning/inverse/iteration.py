@@ -86,6 +86,10 @@ class Iteration(ABC):
     def advance(self) -> Tensor:
         """One step of every row; returns how far each went: ||x_{k+1} - x_k|| / ||x_{k+1}||."""
 
+    def settled(self) -> Tensor | bool:
+        """Which rows may stop if their last step was short enough."""
+        return True
+
     def keep(self, chosen: Tensor) -> None:
         """Go on with the chosen rows alone."""
         for name in ("rows", *self.state):
@@ -119,7 +123,7 @@ def run(iteration: Iteration, tolerance: float, max_iterations: int, callback: C
         latest = iteration.advance()
         residual[iteration.rows], iterations[iteration.rows] = latest, number
         history.append(residual.clone())
-        stopped = ~(latest > tolerance)  # NaN stops too
+        stopped = ~(latest > tolerance) & (latest.isnan() | iteration.settled())  # NaN stops too
         if callback is not None:
             found[iteration.rows] = iteration.x
             callback(number, found, residual)

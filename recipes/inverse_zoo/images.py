@@ -12,8 +12,8 @@ from torch import Tensor
 
 from morphlightning.errors import DataError
 
-TUNED_ON = 2
-"""Training images that are set aside for tuning."""
+TUNED_ON = 4
+"""Training images that are set aside for tuning, from all over the folder."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Images:
         if side > train.shape[-1]:  # larger than the training images: tune on images of Set12 that are not tested on
             others = [image for image in read(folder / "Set12") if image.shape == (512, 512)]
             return cls(middle(test, side), middle(others[:TUNED_ON], side), train)
-        return cls(middle(test, side), middle(list(train[:TUNED_ON, 0]), side), train[TUNED_ON:])
+        aside = torch.zeros(len(train), dtype=torch.bool)
+        aside[:: -(-len(train) // TUNED_ON)] = True
+        return cls(middle(test, side), middle(list(train[aside, 0]), side), train[~aside])
 
     @classmethod
     def drawn(cls, side: int = 32) -> Images:

@@ -67,13 +67,13 @@ def test_the_denoiser_is_firmly_nonexpansive_and_the_unrolled_network_stable(mod
 def test_images_are_of_one_group_each(module, tmp_path):
     from PIL import Image
 
-    for folder, side, count in (("Set12", 256, 3), ("Train400", 180, 4)):
+    for folder, side, count in (("Set12", 256, 3), ("Train400", 180, 8)):
         (tmp_path / folder).mkdir()
         for i in range(count):
-            Image.new("L", (side, side), 10 * i + (100 if side == 180 else 0)).save(tmp_path / folder / f"{i}.png")
+            Image.new("L", (side, side), 10 * i + (100 if side == 180 else 5)).save(tmp_path / folder / f"{i}.png")
     images = module("images").Images.folder(tmp_path, 128, 2)
     assert images.test.shape == (2, 1, 128, 128)
-    assert images.tune.shape == (2, 1, 128, 128)
+    assert images.tune.shape == (4, 1, 128, 128)
     groups = [set(g.unique().tolist()) for g in (images.test, images.tune, images.train)]
     assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2]
     patches = images.patches(3, 40, torch.Generator().manual_seed(0))
