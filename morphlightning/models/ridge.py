@@ -24,9 +24,10 @@ from morphlightning.ridge.filters import Padding, block_side
 
 Training = Literal["equilibrium", "steps"]
 COMPONENT_NAMES = ("activation", "optimizer", "regularizers", "diagnostics")
-KNOTS = (0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.03, 0.05, 0.07, 0.1)
+KNOTS = (0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.03, 0.05, 0.07, 0.1, 0.12)
 """Positive knots of the default splines: multiples of one width, which makes evaluation fast."""
-RISE, START_SCALE = 15.0, 4.3
+RISE, PEAK, LEVEL, START_SCALE = 15.0, 0.006, 0.07, 4.3
+"""The profile that splines start from: its slope up to the peak, where it ends to fall; and the scale's logarithm."""
 RANGE_SLACK = 8.0
 """Pixels of a noisy image lie in [-8 sigma, 1 + 8 sigma]; others are taken for images in other units."""
 
@@ -97,7 +98,7 @@ class RidgeRegularizerDenoiser(PluginTraining):
         optimizer: Spec = "adam",
         regularizers: Sequence[Spec] = (),
         diagnostics: Sequence[Spec] = (),
-        loss: str | losses.Loss = "l1_loss",
+        loss: str | losses.Loss = "mse_loss",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(weak_convexity, training, steps, noise, scaled)
@@ -321,7 +322,7 @@ def starting_profile(t: Tensor, weak_convexity: float) -> Tensor:
 
     Source: Zhang 2010 (the penalty); what learned profiles look like, Goujon et al., arXiv 2308.10542.
     """
-    return RISE * t.clamp(-KNOTS[2], KNOTS[2]) - weak_convexity * t.clamp(-KNOTS[-2], KNOTS[-2])
+    return RISE * t.clamp(-PEAK, PEAK) - weak_convexity * t.clamp(-LEVEL, LEVEL)
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
