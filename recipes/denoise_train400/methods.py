@@ -11,15 +11,12 @@ import lightning as L
 from networks import Dncnn, with_relu
 
 from morphlightning.models import RidgeRegularizerDenoiser
-from morphlightning.models.ridge import KNOTS as INNER
 from morphlightning.models.ridge import default_activation, starting_profile
 
 LEVELS = (0.0, 30 / 255)
 """Noise levels that one network learns; white is 1."""
 LEVEL = 25 / 255
 """The level of networks that learn one."""
-KNOTS = (*INNER, 0.12)
-"""Positive knots; profiles are level from the last but one, so that they can fall to 0 before."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ def ridge(
     learn_knots: bool = False,
 ) -> RidgeRegularizerDenoiser:
     """A ridge regularizer, trained through its minimizer."""
-    knots = [*(-knot for knot in reversed(KNOTS)), 0.0, *KNOTS]
-    activation = default_activation(weak_convexity) | {"knots": knots, "learn_knots": learn_knots}
+    activation = default_activation(weak_convexity) | {"learn_knots": learn_knots}
     rates = {"activation": 1e-4, "scale": 3e-2}
     optimizer = {"name": "adam", "lr": 5e-3, "betas": [0.9, 0.99], "rates": rates, "schedule": "cosine", "warmup": 0.04}
     model = RidgeRegularizerDenoiser(
