@@ -75,7 +75,7 @@ class Study:
 
     def trained(self, network: UnrolledProximalGradient) -> Outcome:
         """Test an unrolled network."""
-        about = f"steps x ||A||^2: {', '.join(f'{2 * float(r.sigmoid()):.2f}' for r in network.raw_steps)}"
+        about = f"steps by squared norm: {', '.join(f'{2 * float(r.sigmoid()):.2f}' for r in network.raw_steps)}"
         return self._timed("unrolled", about, network.guarantee, network, len(network.proximals))
 
     def _build(
