@@ -173,6 +173,11 @@ class RidgeRegularizerDenoiser(PluginTraining):
         if not self.training:
             return self.denoise(y, level).x
         self._check_images(y, level)
+        with torch.autocast(y.device.type, enabled=False):  # a minimizer in half precision is none
+            return self._differentiable(y, level)
+
+    def _differentiable(self, y: Tensor, level: Tensor | float | None) -> Tensor:
+        """The denoised images as functions of the weights."""
         ridge: Ridge = self.regularizer(level)
         settings = self.hparams
         if settings["training"] == "steps":
@@ -204,12 +209,13 @@ class RidgeRegularizerDenoiser(PluginTraining):
         level = self._levels(sigma)
         self._check_images(y, level)
         continued, window = self._continued(y)
-        solution = solve(
-            self.regularizer(level),
-            continued,
-            tolerance=self.hparams["tolerance"] if tolerance is None else tolerance,
-            max_iterations=self.hparams["max_iterations"] if max_iterations is None else max_iterations,
-        )
+        with torch.autocast(y.device.type, enabled=False):
+            solution = solve(
+                self.regularizer(level),
+                continued,
+                tolerance=self.hparams["tolerance"] if tolerance is None else tolerance,
+                max_iterations=self.hparams["max_iterations"] if max_iterations is None else max_iterations,
+            )
         return dataclasses.replace(solution, x=solution.x[window])
 
     def _continued(self, y: Tensor) -> tuple[Tensor, tuple[Any, ...]]:

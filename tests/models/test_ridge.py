@@ -116,6 +116,13 @@ def test_a_run_resumes_bit_for_bit(make_trainer: Make, tmp_path: Path) -> None:
     assert loaded.hparams["noise"] == [0.0, 30 / 255]
 
 
+@pytest.mark.parametrize("training", ["equilibrium", "steps"])
+def test_mixed_precision_leaves_the_minimizer_in_float32(make_trainer: Make, training: Any) -> None:
+    model = small(training=training)
+    make_trainer(precision="bf16-mixed", limit_train_batches=2, limit_val_batches=1).fit(model, batches(), batches())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_averaged_weights_keep_the_bounds(make_trainer: Make) -> None:
     model = small()
     make_trainer(max_epochs=4, callbacks=[EMAWeightAveraging(decay=0.9)]).fit(model, batches())
