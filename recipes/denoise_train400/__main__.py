@@ -5,7 +5,7 @@
     python recipes/denoise_train400 --data-dir data --preset full --accelerator gpu --devices 4
     python recipes/denoise_train400 --data-dir data --resume recipes/results/denoise_train400/20260101-120000
 
-crr     convex ridge regularizer: learned filters and linear splines, one minimum whatever the image
+crr     convex ridge regularizer: learned filters and linear splines, one minimum whatever the image; crr_stack has more
 wcrr    weakly convex: steeper near 0, level far out, and denoising is convex still
 relu    the convex one with ReLU in place of splines
 dncnn   a convolutional network with ReLU, trained freely
@@ -29,7 +29,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-METHODS = ("crr", "wcrr", "wcrr_stack", "relu", "dncnn", "tv")
+METHODS = ("crr", "crr_stack", "wcrr", "wcrr_stack", "relu", "dncnn", "tv")
 
 
 def main() -> None:

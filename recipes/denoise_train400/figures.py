@@ -16,7 +16,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-COLOURS = {"crr": "#E69F00", "wcrr": "#D55E00", "wcrr_stack": "#009E73", "relu": "#56B4E9", "dncnn": "#0072B2"}
+COLOURS = {
+    "crr": "#E69F00",
+    "crr_stack": "#CC79A7",
+    "wcrr": "#D55E00",
+    "wcrr_stack": "#009E73",
+    "relu": "#56B4E9",
+    "dncnn": "#0072B2",
+}
 """Can be told apart by colour-blind readers (Okabe and Ito)."""
 WINDOW = (slice(60, 180), slice(60, 180))
 """What is shown of the picture."""

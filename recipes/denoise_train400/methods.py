@@ -48,11 +48,13 @@ def ridge(
     kernel_size: int = 7,
     noise: float | tuple[float, float] = LEVEL,
     learn_knots: bool = False,
+    lr: float = 5e-3,
+    **settings: Any,
 ) -> RidgeRegularizerDenoiser:
     """A ridge regularizer, trained through its minimizer."""
     activation = default_activation(weak_convexity) | {"learn_knots": learn_knots}
     rates = {"activation": 1e-4, "scale": 3e-2}
-    optimizer = {"name": "adam", "lr": 5e-3, "betas": [0.9, 0.99], "rates": rates, "schedule": "cosine", "warmup": 0.04}
+    optimizer = {"name": "adam", "lr": lr, "betas": [0.9, 0.99], "rates": rates, "schedule": "cosine", "warmup": 0.04}
     model = RidgeRegularizerDenoiser(
         channels,
         kernel_size,
@@ -61,6 +63,7 @@ def ridge(
         noise=noise,
         optimizer=optimizer,
         loss="mse_loss",
+        **settings,
     )
     model.regularizer.activation.fit_(lambda t: starting_profile(t, weak_convexity))  # type: ignore[operator]
     return model
@@ -73,8 +76,11 @@ def relu(channels: tuple[int, ...] = (1, 48), kernel_size: int = 7) -> RidgeRegu
 
 CRR, WCRR, RELU, DNCNN = "convex, splines", "weakly convex, splines", "convex, ReLU", "free, ReLU"
 ONE = (LEVEL, LEVEL)
+STACK: dict[str, Any] = {"channels": (1, 8, 32), "zero_mean": "all", "shared": False, "lr": 4e-3}
+"""Two layers, windows of 13 x 13 and splines of each feature: what a convex regularizer gains by."""
 SMALL = (
     Method("crr", CRR, partial(ridge, 0.0), 600, noise=ONE),
+    Method("crr_stack", CRR + ", two layers", partial(ridge, 0.0, **STACK), 960, patch=40, noise=ONE),
     Method("wcrr", WCRR, partial(ridge, 1.0, noise=LEVELS), 800),
     Method("relu", RELU, relu, 400, noise=ONE),
     Method("dncnn", DNCNN, Dncnn, 1600),
