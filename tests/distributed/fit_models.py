@@ -15,7 +15,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from morphlightning import SafeCheckpointIO
 from morphlightning.data import Digits
-from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier, NormalizingFlow, PluginTraining
+from morphlightning.models import (
+    MorphologicalAutoencoder,
+    MorphologicalClassifier,
+    NormalizingFlow,
+    PluginTraining,
+    RidgeRegularizerDenoiser,
+)
 
 SHAPE, STEPS, BATCH = (1, 8, 8), 20, 16
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -69,8 +75,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "denoiser": {},
     "flow": {},
+    "ridge": {"training": "equilibrium"},
+    "ridge_steps": {"training": "steps", "weak_convexity": 0.0, "shared": False},
 }
-TASKS = {"denoiser": "denoising", "flow": "reconstruction"}
+TASKS = {"denoiser": "denoising", "flow": "reconstruction", "ridge": "denoising", "ridge_steps": "denoising"}
 
 
 def build(case: str) -> PluginTraining:
@@ -78,6 +86,10 @@ def build(case: str) -> PluginTraining:
         return MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD)
     if case == "flow":
         return NormalizingFlow(SHAPE, layers=2, hidden=(16,), levels=17, optimizer={"name": "adam", "lr": 1e-3})
+    if case.startswith("ridge"):
+        rates = {"activation": 1e-4, "scale": 1e-2}
+        optimizer = {"name": "adam", "lr": 5e-3, "rates": rates}
+        return RidgeRegularizerDenoiser((1, 6), 3, noise=0.3, optimizer=optimizer, **CASES[case])
     return classifier(**CASES[case])
 
 
@@ -104,7 +116,7 @@ def run(folder: Path, case: str, devices: int) -> None:
         precision="64-true",
         max_steps=STEPS,
         max_epochs=-1,
-        limit_val_batches=2,
+        limit_val_batches=0 if case.startswith("ridge") else 2,  # digits are too small for SSIM
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,

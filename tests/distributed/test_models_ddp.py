@@ -49,6 +49,8 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("learned_knots", marks=slow),
         pytest.param("denoiser", marks=slow),
         pytest.param("flow", marks=slow),
+        pytest.param("ridge", marks=slow),
+        pytest.param("ridge_steps", marks=slow),
     ],
 )
 def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
