@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from morphlightning.inverse import Solution, minimize
-from morphlightning.ridge.implicit import attach, conjugate_gradients
+from morphlightning.inverse.conjugate import conjugate_gradients
+from morphlightning.ridge.implicit import attach
 from morphlightning.ridge.regularizer import Ridge
 
 

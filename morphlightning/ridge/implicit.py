@@ -8,45 +8,6 @@ import torch
 from torch import Tensor
 
 
-@torch.no_grad()
-def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float = 1e-3, max_iterations: int = 50
-) -> Tensor:
-    """Solve A u = b for every sample of a batch, A symmetric and positive semidefinite.
-
-    A sample stops when ||A u - b|| <= tolerance ||b||, or where A has no curvature along its search direction.
-
-    Args:
-        product: u to A u, shape (N, ...), acting on each sample by itself.
-        b: The right-hand sides, (N, ...).
-        tolerance: Of the residual, relative to b.
-        max_iterations: At most so many products.
-
-    Source: Hestenes and Stiefel 1952.
-    """
-    u, r = torch.zeros_like(b), b.clone()
-    p, rho = r.clone(), _dot(b, b)
-    goal = tolerance**2 * rho
-    for _ in range(max_iterations):
-        if bool((rho <= goal).all()):
-            break
-        q = product(p)
-        bend = _dot(p, q)
-        go = (rho > goal) & (bend > 0)
-        step = torch.where(go, rho / bend, torch.zeros_like(rho))
-        u.addcmul_(step, p)
-        r.addcmul_(step, q, value=-1)
-        new = torch.where(go, _dot(r, r), torch.zeros_like(rho))
-        p.mul_(torch.where(go, new / rho, torch.zeros_like(rho))).add_(r)
-        rho = new
-    return u
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return product.view(-1, *[1] * (a.ndim - 1))
-
-
 def attach(x: Tensor, residual: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
     r"""A solution x of F(x, theta) = 0 as a differentiable function of theta.
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from morphlightning.inverse.conjugate import conjugate_gradients
 from morphlightning.ridge import RidgeRegularizer, equilibrium, gradient_steps, solve
-from morphlightning.ridge.implicit import conjugate_gradients
 
 
 @given(seed=st.integers(0, 10**6), rank=st.integers(1, 6))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, NotSupportedError, ShapeError
+from morphlightning.inverse.conjugate import conjugate_gradients
 
 MARGIN = 1e-5
 """Relative room that norms computed in float32 get, so that they stay upper bounds."""
@@ -46,7 +47,7 @@ class LinearOperator(nn.Module, ABC):
     def solve(self, z: Tensor, weight: float, tolerance: float = 1e-6, max_iterations: int = 100) -> Tensor:
         """(A^T A + weight I)^-1 z, in closed form where there is one, else by conjugate gradients.
 
-        Conjugate gradients stop, all samples together, where each residual is within tolerance ||z||. Operators with a
+        Conjugate gradients stop, sample by sample, where the residual is within tolerance ||z||. Operators with a
         closed form need no tolerance.
 
         Args:
@@ -59,20 +60,10 @@ class LinearOperator(nn.Module, ABC):
             ConfigError: The weight is not positive.
         """
         check_weight(self, weight)
-        x = z / (self.norm_bound() ** 2 + weight)
-        residual = z - self.normal(x) - weight * x
-        direction, squared = residual.clone(), _squared(residual)
-        enough = tolerance**2 * _squared(z)
-        for _ in range(max_iterations):
-            if bool((squared <= enough).all()):
-                break
-            image = self.normal(direction).add_(direction, alpha=weight)
-            step = squared / (direction * image).sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-            x.addcmul_(step, direction)
-            residual.addcmul_(step, image, value=-1)
-            before, squared = squared, _squared(residual)
-            direction.mul_(squared / before.clamp_min(torch.finfo(z.dtype).tiny)).add_(residual)
-        return x
+        start = z / (self.norm_bound() ** 2 + weight)
+        return conjugate_gradients(
+            lambda v: self.normal(v).add_(v, alpha=weight), z, tolerance, max_iterations, start=start
+        )
 
 
 class Identity(LinearOperator):
@@ -212,7 +203,3 @@ def check_size(operator: LinearOperator, x: Tensor, size: tuple[int, int]) -> No
             f"{type(operator).__name__}: expected images (N, C, {size[0]}, {size[1]}), the size it was made for, got "
             f"{tuple(x.shape)}"
         )
-
-
-def _squared(x: Tensor) -> Tensor:
-    return x.square().sum((1, 2, 3), keepdim=True)
