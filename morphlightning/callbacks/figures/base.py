@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,39 @@ class FigureCallback(Callback):
             if isinstance(logger, TensorBoardLogger):
                 # add_figure would draw a second time, and touch pyplot and its global state
                 logger.experiment.add_image(f"figures/{name}", pixels, trainer.global_step, dataformats="HWC")
+
+
+class TrainingFigures(FigureCallback, ABC):
+    """Draws what a module has learned: before the first step, now and again, and at the end of training."""
+
+    def __init__(self, every_n_epochs: int = 5) -> None:
+        super().__init__(every_n_epochs)
+        self._drawn_at: int | None = None
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
+        """Publish the figures of a moment; called by process 0 alone."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what training starts from."""
+        self._drawn_at = None
+        if trainer.global_step == 0:
+            self._draw(trainer, pl_module, moment_of(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, now and again."""
+        if self.due(trainer):
+            self._draw(trainer, pl_module, moment_of(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what was learned last, unless that was just done."""
+        if self._drawn_at != trainer.global_step:
+            self._draw(trainer, pl_module, moment_of(trainer, training_ended=True))
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
+        self._drawn_at = trainer.global_step
+        if trainer.is_global_zero:
+            self.draw(trainer, pl_module, moment)
 
 
 def moment_of(trainer: Trainer, training_ended: bool = False) -> str:

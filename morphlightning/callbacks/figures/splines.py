@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from morphlightning.callbacks.figures.base import MEDIUM, SMALL, FigureCallback, caption_of, grid, moment_of
+from morphlightning.callbacks.figures.base import MEDIUM, SMALL, TrainingFigures, caption_of, grid
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Spline
 from morphlightning.splines.tv2 import active_knots, tv2
@@ -23,7 +23,7 @@ _COLUMNS = 8
 _START, _NOW, _KINK = "0.6", "#0072B2", "#D55E00"
 
 
-class SplineFigures(FigureCallback):
+class SplineFigures(TrainingFigures):
     """Draws the learned activations of every module with the capability ``Spline``, one figure a module.
 
     Each panel is one spline: as it is, as it was before the first step, and its active knots, those whose kink is more
@@ -48,7 +48,6 @@ class SplineFigures(FigureCallback):
             raise ConfigError(f"SplineFigures: max_splines must be 1 or more, got {max_splines}")
         self.max_splines = max_splines
         self.start: dict[str, Points] = {}
-        self._drawn_at: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The splines before the first step."""
@@ -59,8 +58,7 @@ class SplineFigures(FigureCallback):
         self.start = dict(state_dict["start"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the splines to start from, and keep them."""
-        self._drawn_at = None
+        """As the base; keep the splines to start from, and warn of a model without any."""
         found = dict(splines_of(pl_module))
         if not found:
             rank_zero_warn(
@@ -68,22 +66,10 @@ class SplineFigures(FigureCallback):
             )
         if trainer.global_step == 0:
             self.start = found
-            self._draw(trainer, pl_module, moment_of(trainer))
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the splines, now and again."""
-        if self.due(trainer):
-            self._draw(trainer, pl_module, moment_of(trainer))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last splines, unless that was just done."""
-        if self._drawn_at != trainer.global_step:
-            self._draw(trainer, pl_module, moment_of(trainer, training_ended=True))
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
-        self._drawn_at = trainer.global_step
-        if not trainer.is_global_zero:
-            return
+    def draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
+        """Publish a figure of each module with splines."""
         for name, now in splines_of(pl_module):
             figure = draw_splines(name, now, self.start.get(name), self.max_splines, caption_of(moment))
             self.publish(trainer, f"splines/{name}", figure, moment)

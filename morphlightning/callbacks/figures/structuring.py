@@ -11,13 +11,13 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from morphlightning.callbacks.figures.base import SIGNED, FigureCallback, caption_of, moment_of
+from morphlightning.callbacks.figures.base import SIGNED, TrainingFigures, caption_of
 from morphlightning.callbacks.figures.weights import Scale, draw_matrix, draw_tiles, layers_of, tiles_of, title
 from morphlightning.errors import ConfigError
 from morphlightning.layers import MorphLayer
 
 
-class StructuringFunctions(FigureCallback):
+class StructuringFunctions(TrainingFigures):
     """Draws the weights of every :class:`morphlightning.layers.MorphLayer`, one figure a layer.
 
     Windows are drawn as small images (1-D ones as stems, of 3-D ones the middle slice), with the origin marked. Dense
@@ -41,33 +41,18 @@ class StructuringFunctions(FigureCallback):
         if max_units < 1:
             raise ConfigError(f"StructuringFunctions: max_units must be 1 or more, got {max_units}")
         self.max_units = max_units
-        self._drawn_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the initial weights."""
-        self._drawn_at = None
+        """As the base; warn of a model without weights to draw."""
         if not any(layers_of(pl_module)):
             rank_zero_warn(
                 f"StructuringFunctions: {type(pl_module).__name__} holds no morphlightning.layers.MorphLayer, so there "
                 "is nothing to draw."
             )
-        if trainer.global_step == 0:
-            self._draw(trainer, pl_module, moment_of(trainer))
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the weights, now and again."""
-        if self.due(trainer):
-            self._draw(trainer, pl_module, moment_of(trainer))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last weights, unless that was just done."""
-        if self._drawn_at != trainer.global_step:
-            self._draw(trainer, pl_module, moment_of(trainer, training_ended=True))
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
-        self._drawn_at = trainer.global_step
-        if not trainer.is_global_zero:
-            return
+    def draw(self, trainer: Trainer, pl_module: LightningModule, moment: str) -> None:
+        """Publish a figure of each layer."""
         in_shape = tuple(getattr(pl_module, "in_shape", ()))
         for name, layer in layers_of(pl_module):
             figure = draw_layer(name, layer, in_shape, self.max_units, caption_of(moment))
