@@ -4,6 +4,7 @@ from morphlightning.models.autoencoder import MorphologicalAutoencoder
 from morphlightning.models.classifier import MorphologicalClassifier
 from morphlightning.models.flow import NormalizingFlow
 from morphlightning.models.lifted import LiftedModule
+from morphlightning.models.losses import MarginHinge
 from morphlightning.models.networks import MultilayerPerceptron
 from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.published import from_crr_checkpoint, from_wcrr_checkpoint
@@ -12,6 +13,7 @@ from morphlightning.models.training import PluginTraining
 
 __all__ = [
     "LiftedModule",
+    "MarginHinge",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
     "MultilayerPerceptron",

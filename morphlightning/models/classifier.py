@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,7 +53,8 @@ class MorphologicalClassifier(PluginTraining):
         optimizer: Component of kind optimizers.
         regularizers: Components of kind regularizers.
         diagnostics: Components of kind diagnostics.
-        loss: ``"cross_entropy"``, ``"multi_margin_loss"``, or a callable (logits, labels) to a mean over the batch;
+        loss: ``"cross_entropy"``, ``"multi_margin_loss"``, ``{"name": "margin_hinge", "eps": ...}`` with what
+            :class:`morphlightning.models.MarginHinge` takes, or a callable (logits, labels) to a mean over the batch;
             a callable, too, has to be given again to ``load_from_checkpoint``.
 
     Raises:
@@ -78,7 +79,7 @@ class MorphologicalClassifier(PluginTraining):
         optimizer: Spec = "adam",
         regularizers: Sequence[Spec] = (),
         diagnostics: Sequence[Spec] = (),
-        loss: str | losses.Loss = "cross_entropy",
+        loss: str | Mapping[str, Any] | losses.Loss = "cross_entropy",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if isinstance(backbone, str):  # what a checkpoint holds in its place
