@@ -171,7 +171,7 @@ def test_describe_and_survey_say_what_a_component_is(install: Install) -> None:
     install()
     info = registry.describe("derivatives", "acme")
     assert info == registry.PluginInfo(
-        "derivatives", "acme", "acme-morph", "0.3", "acme_morph:Rule", "ok", "A rule for tests.", "1.4", ""
+        "derivatives", "acme", "acme-morph", "0.3", "acme_morph:Rule", "ok", "A rule for tests.", "1.5", ""
     )
     assert info.qualified == "acme-morph:acme"
     assert info in registry.survey()
@@ -235,13 +235,13 @@ def test_a_broken_import_breaks_nothing_but_itself(install: Install, code: str) 
 )
 def test_other_api_versions_are_refused(install: Install, version: str, advice: str) -> None:
     install(code=textwrap.dedent(RULE) + f"\nRule.api_version = {version!r}\n")
-    with pytest.raises(PluginApiError, match=f"plugin API {version}, this morphlightning speaks 1.4: {advice}"):
+    with pytest.raises(PluginApiError, match=f"plugin API {version}, this morphlightning speaks 1.5: {advice}"):
         registry.build("derivatives", "acme")
     assert registry.describe("derivatives", "acme").state == "incompatible"
 
 
 def test_an_older_minor_version_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interfaces, "API_VERSION", "1.4")
+    monkeypatch.setattr(interfaces, "API_VERSION", "1.5")
     with registry.registered("derivatives", "half", Half):
         assert registry.build("derivatives", "half") == Half()
 
@@ -251,7 +251,7 @@ def test_an_api_version_that_is_none_is_refused() -> None:
         api_version = 1  # type: ignore[assignment]
 
     with (
-        pytest.raises(PluginApiError, match=r"declares api_version = 1; expected a string such as '1.4'"),
+        pytest.raises(PluginApiError, match=r"declares api_version = 1; expected a string such as '1.5'"),
         registry.registered("derivatives", "odd", Odd),
     ):
         pass
@@ -599,7 +599,7 @@ def test_provenance_and_what_a_checkpoint_requires(install: Install) -> None:
         registry.provenance("derivatives", "first"),
     ]
     assert saved[0] == {
-        "kind": "derivatives", "name": "acme", "distribution": "acme-morph", "version": "0.3", "api_version": "1.4",
+        "kind": "derivatives", "name": "acme", "distribution": "acme-morph", "version": "0.3", "api_version": "1.5",
     }  # fmt: skip
     assert registry.provenance("derivatives", registry.build("derivatives", "acme")) == saved[0]
     registry.require(saved, "last.ckpt")
@@ -608,7 +608,7 @@ def test_provenance_and_what_a_checkpoint_requires(install: Install) -> None:
         registry.require(gone, "last.ckpt")
     message = str(caught.value)
     assert message.startswith("last.ckpt was made with")
-    assert "derivatives 'acme' from gone-morph 0.3 (plugin API 1.4): pip install gone-morph==0.3" in message
+    assert "derivatives 'acme' from gone-morph 0.3 (plugin API 1.5): pip install gone-morph==0.3" in message
     assert "from local: it was registered in the session" in message
     assert "first" not in message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any, ClassVar, Literal
 
-API_VERSION = "1.4"
+API_VERSION = "1.5"
 KINDS = ("derivatives", "heuristics", "initializers", "optimizers", "activations", "regularizers", "diagnostics")
 
 Spec = Any

@@ -110,6 +110,25 @@ class LipschitzDeclared(Protocol):
 
 
 @runtime_checkable
+class Hardenable(Protocol):
+    """A layer that relaxes maxima at an inverse temperature, and knows the layer that it relaxes; since 1.5.
+
+    Attributes:
+        beta: The inverse temperature, a buffer without axes.
+    """
+
+    beta: Tensor
+
+    def set_beta(self, beta: float) -> None:
+        """Change the inverse temperature."""
+        ...
+
+    def harden(self) -> nn.Module:
+        """The layer at infinite beta, with a copy of the parameters."""
+        ...
+
+
+@runtime_checkable
 class Spline(Protocol):
     """A module that applies learnable linear splines; since 1.4."""
 

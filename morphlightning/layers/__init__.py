@@ -28,6 +28,7 @@ from morphlightning.layers.dense import (
     SupOfErosions,
 )
 from morphlightning.layers.initialization import initialize
+from morphlightning.layers.mean_shift import MeanShift
 from morphlightning.layers.pooling import (
     MorphPool1d,
     MorphPool2d,
@@ -35,6 +36,12 @@ from morphlightning.layers.pooling import (
     MorphUnpool1d,
     MorphUnpool2d,
     MorphUnpool3d,
+)
+from morphlightning.layers.signed import (
+    SignedDilation,
+    SignedErosion,
+    SoftSignedDilation,
+    SoftSignedErosion,
 )
 from morphlightning.layers.site import (
     Site,
@@ -101,6 +108,7 @@ __all__ = [
     "Gradient1d",
     "Gradient2d",
     "Gradient3d",
+    "MeanShift",
     "MinMaxPlus",
     "MinMaxPlus1d",
     "MinMaxPlus2d",
@@ -119,6 +127,8 @@ __all__ = [
     "Reconstruction1d",
     "Reconstruction2d",
     "Reconstruction3d",
+    "SignedDilation",
+    "SignedErosion",
     "Site",
     "SoftDilation",
     "SoftDilation1d",
@@ -128,6 +138,8 @@ __all__ = [
     "SoftErosion1d",
     "SoftErosion2d",
     "SoftErosion3d",
+    "SoftSignedDilation",
+    "SoftSignedErosion",
     "SupOfErosions",
     "SupOfErosions1d",
     "SupOfErosions2d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +12,22 @@ from morphlightning.errors import ConfigError
 from morphlightning.functional.soft import check_merge, check_precision, soft_dilation, soft_erosion, soft_window
 from morphlightning.functional.windowing import Size
 from morphlightning.layers.base import MorphLayer
-from morphlightning.layers.windows import WindowLayer
+from morphlightning.layers.dense import Dilation, Erosion
+from morphlightning.layers.windows import (
+    Dilation1d,
+    Dilation2d,
+    Dilation3d,
+    Erosion1d,
+    Erosion2d,
+    Erosion3d,
+    WindowLayer,
+)
 
 
 class _Soft(MorphLayer):
     """An inverse temperature, a buffer that is saved with the weights, over a layer's weight."""
 
+    hard: ClassVar[type[MorphLayer]]
     beta: Tensor
 
     def __init__(self, *shape: Any, beta: float = 1.0, precision: str = "full", **options: Any) -> None:
@@ -37,6 +48,18 @@ class _Soft(MorphLayer):
             raise ConfigError(f"{type(self).__name__}: beta must be a finite number > 0, got {beta}")
         self.beta.fill_(beta)
 
+    def harden(self) -> MorphLayer:
+        """The layer with maxima in place of log-sum-exp, and a copy of the weights."""
+        layer = self._hard_layer()
+        layer.train(self.training).to(self.weight.device, self.weight.dtype)
+        layer.mask.copy_(self.mask)
+        with torch.no_grad():
+            layer.weight.copy_(self.weight)
+        return layer
+
+    def _hard_layer(self) -> MorphLayer:
+        raise NotImplementedError
+
 
 class SoftDilation(_Soft):
     r"""Soft dilation :math:`\frac1\beta \log \sum_j e^{\beta (x_j + w_{ij})}`.
@@ -52,11 +75,16 @@ class SoftDilation(_Soft):
     """
 
     op: ClassVar[str] = "dilation"
+    hard: ClassVar[type[MorphLayer]] = Dilation
 
     def __init__(
         self, in_features: int, out_features: int, *, beta: float = 1.0, precision: str = "full", **options: Any
     ) -> None:
         super().__init__((out_features, in_features), beta=beta, precision=precision, **options)
+        self.in_features, self.out_features = in_features, out_features
+
+    def _hard_layer(self) -> MorphLayer:
+        return self.hard(self.in_features, self.out_features, initializer="zeros")  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Dilate the last axis, softly."""
@@ -67,6 +95,7 @@ class SoftErosion(SoftDilation):
     """Soft erosion, the dual of :class:`SoftDilation`."""
 
     op: ClassVar[str] = "erosion"
+    hard: ClassVar[type[MorphLayer]] = Erosion
 
     def forward(self, x: Tensor) -> Tensor:
         """Erode the last axis, softly."""
@@ -101,6 +130,10 @@ class _SoftDilation(_Soft, WindowLayer):
         super().__init__(in_channels, out_channels, kernel_size, beta=beta, precision=precision, **options)
         check_merge(type(self).__name__, self.windowing)
 
+    def _hard_layer(self) -> MorphLayer:
+        sizes: tuple[Any, ...] = (self.in_channels, self.out_channels, self.kernel_size)
+        return self.hard(*sizes, initializer="zeros", **asdict(self.windowing))
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) to (batch, out_channels, *space / stride)."""
         where, how = type(self).__name__, self.windowing
@@ -117,33 +150,39 @@ class SoftDilation1d(_SoftDilation):
     """Soft dilation of signals."""
 
     rank: ClassVar[int] = 1
+    hard: ClassVar[type[MorphLayer]] = Dilation1d
 
 
 class SoftDilation2d(_SoftDilation):
     """Soft dilation of images."""
 
     rank: ClassVar[int] = 2
+    hard: ClassVar[type[MorphLayer]] = Dilation2d
 
 
 class SoftDilation3d(_SoftDilation):
     """Soft dilation of volumes."""
 
     rank: ClassVar[int] = 3
+    hard: ClassVar[type[MorphLayer]] = Dilation3d
 
 
 class SoftErosion1d(_SoftErosion):
     """Soft erosion of signals."""
 
     rank: ClassVar[int] = 1
+    hard: ClassVar[type[MorphLayer]] = Erosion1d
 
 
 class SoftErosion2d(_SoftErosion):
     """Soft erosion of images."""
 
     rank: ClassVar[int] = 2
+    hard: ClassVar[type[MorphLayer]] = Erosion2d
 
 
 class SoftErosion3d(_SoftErosion):
     """Soft erosion of volumes."""
 
     rank: ClassVar[int] = 3
+    hard: ClassVar[type[MorphLayer]] = Erosion3d

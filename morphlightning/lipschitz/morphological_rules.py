@@ -14,7 +14,7 @@ from morphlightning import layers
 from morphlightning.errors import NotCertifiable
 from morphlightning.interfaces import LipschitzSpec
 from morphlightning.layers.windows import WindowLayer
-from morphlightning.lipschitz.spec import Measured, lipschitz_spec, register
+from morphlightning.lipschitz.spec import Measured, lipschitz_spec, pointwise, register
 
 
 def _family(*names: str, ranks: tuple[str, ...] = ("", "1d", "2d", "3d")) -> list[type[nn.Module]]:
@@ -35,6 +35,18 @@ def _increasing(module: Any, norm: Measured) -> LipschitzSpec:
         raise NotCertifiable("it returns provenance besides values")
     added = _added(module)
     return _increasing_spec(added) if added == 1 else _increasing_spec(added, f"sums of {added} such channels")
+
+
+@register(*_family("SignedDilation", "SignedErosion", "SoftSignedDilation", "SoftSignedErosion", ranks=("",)))
+def _signed(module: nn.Module, norm: Measured) -> LipschitzSpec:
+    return LipschitzSpec(1.0, "linf", "linf", True, "a maximum or minimum of maps that move each by one input")
+
+
+@register(layers.MeanShift)
+def _mean_shift(module: nn.Module, norm: Measured) -> LipschitzSpec:
+    if module.training:
+        raise NotCertifiable("in training mode it subtracts the mean of the batch; call .eval()")
+    return pointwise(1.0, "a shift")
 
 
 @register(*_family("Gradient", "TopHat", ranks=("1d", "2d", "3d")))

@@ -19,7 +19,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # where what recipes share is found
 
 PARTS = ("regression", "classification")
 
@@ -53,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(chosen: argparse.Namespace) -> None:
     import torch
-    from report import Report
+    from shared.report import Report
 
     torch.set_num_threads(chosen.threads)
     torch.set_flush_denormal(True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import plots
 import torch
 from activations import FREE, lipschitz
-from report import Report, spread
+from shared.report import Report, spread
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from training import RATES, choose, fit, parameters

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import plots
 import torch
 from activations import lipschitz
-from report import Report, spread
+from shared.report import Report, spread
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from training import RATES, choose, fit, parameters

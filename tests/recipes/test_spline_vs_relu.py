@@ -1,7 +1,6 @@
 """The comparison measures what it says, with the same budget for all."""
 
 import csv
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,30 +13,18 @@ from morphlightning.lipschitz import LipschitzNetwork
 FOLDER = Path(__file__).parents[2] / "recipes" / "spline_vs_relu"
 
 
-@pytest.fixture
-def module(monkeypatch):
-    """Imports modules of the recipe as it does itself, and forgets them afterwards."""
-    monkeypatch.syspath_prepend(FOLDER)
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def test_targets_are_1_lipschitz_and_have_kinks(module) -> None:
+def test_targets_are_1_lipschitz_and_have_kinks(recipe) -> None:
     for seed in range(5):
         x = torch.linspace(-1, 1, 20001, dtype=torch.float64)
-        slopes = module("regression").target(24, seed)(x).diff() / x.diff()
+        slopes = recipe("regression").target(24, seed)(x).diff() / x.diff()
         assert slopes.abs().max() <= 1 + 1e-9
         assert (slopes.abs() > 1 - 1e-9).double().mean() > 0.3
         assert 8 <= int((slopes.diff().abs() > 1e-6).sum()) <= 2 * 24
 
 
-def test_splines_learn_a_target_better_than_relu_and_groupsort(module) -> None:
+def test_splines_learn_a_target_better_than_relu_and_groupsort(recipe) -> None:
     """The claim of the recipe, on a small instance; the recipe itself has more targets, seeds and learning rates."""
-    regression = module("regression")
+    regression = recipe("regression")
     setting = regression.Setting(kinks=8, samples=100, width=8, wide=8, steps=150, more_steps=150, seeds=1)
     contestants = regression.contestants(setting)
     fits = {
@@ -49,9 +36,9 @@ def test_splines_learn_a_target_better_than_relu_and_groupsort(module) -> None:
     assert all(fit.network.lipschitz_spec().constant <= 1 for found in fits.values() for fit in found)
 
 
-def test_free_networks_have_the_shape_of_constrained_ones(module) -> None:
-    classification = module("classification")
-    relu = module("activations").FREE["ReLU"]
+def test_free_networks_have_the_shape_of_constrained_ones(recipe) -> None:
+    classification = recipe("classification")
+    relu = recipe("activations").FREE["ReLU"]
     free = classification.free_network((1, 28, 28), (16,), (4, 8), relu)
     bound = LipschitzNetwork((1, 28, 28), (16,), 10, (4, 8), relu)
     x = torch.randn(2, 1, 28, 28)
@@ -61,8 +48,8 @@ def test_free_networks_have_the_shape_of_constrained_ones(module) -> None:
     assert free(x).shape == bound(x).shape == (2, 10)
 
 
-def test_margins_are_those_of_the_class_over_the_best_of_the_others(module) -> None:
-    classification = module("classification")
+def test_margins_are_those_of_the_class_over_the_best_of_the_others(recipe) -> None:
+    classification = recipe("classification")
     outputs = torch.tensor([[3.0, 1.0, 2.5], [0.0, 1.0, 4.0]])
     found = classification.margins(torch.nn.Identity(), (outputs, torch.tensor([0, 1])))
     assert found.tolist() == [0.5, -3.0]
@@ -71,9 +58,9 @@ def test_margins_are_those_of_the_class_over_the_best_of_the_others(module) -> N
     torch.testing.assert_close(one.radii, torch.tensor([0.5 / 2**1.5, 0.0]))
 
 
-def test_batches_pass_through_all_samples_in_each_epoch(module) -> None:
+def test_batches_pass_through_all_samples_in_each_epoch(recipe) -> None:
     samples = (torch.arange(10.0)[:, None], torch.arange(10))
-    seen = [y.tolist() for _, y in module("classification").batches(samples, 5, 4, seed=0)]
+    seen = [y.tolist() for _, y in recipe("classification").batches(samples, 5, 4, seed=0)]
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(10))
     assert seen[0] != seen[2]
 

@@ -1,4 +1,4 @@
-"""What a run shows and writes: tables, sentences, figures."""
+"""What a run of a recipe shows and writes: tables, sentences, figures."""
 
 from __future__ import annotations
 

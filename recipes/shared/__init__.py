@@ -1,0 +1,1 @@
+"""What recipes share; a recipe puts the folder above on sys.path and imports from here."""
