@@ -84,7 +84,7 @@ class SoftSignedDilation(_Signed, SoftDilation):
     Args:
         in_features: Size of the last axis of x.
         out_features: Number of units.
-        beta: Inverse temperature, > 0.
+        beta: Inverse temperature, > 0; inf for the maximum itself.
         precision: As for :class:`SoftDilation`.
         **options: As for :class:`SoftDilation`.
 

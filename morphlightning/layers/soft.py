@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from morphlightning.errors import ConfigError
+from morphlightning.functional.dense import dilation, erosion
 from morphlightning.functional.soft import check_merge, check_precision, soft_dilation, soft_erosion, soft_window
-from morphlightning.functional.windowing import Size
+from morphlightning.functional.windowing import Size, apply_window
 from morphlightning.layers.base import MorphLayer
 from morphlightning.layers.dense import Dilation, Erosion
 from morphlightning.layers.windows import (
@@ -25,7 +27,10 @@ from morphlightning.layers.windows import (
 
 
 class _Soft(MorphLayer):
-    """An inverse temperature, a buffer that is saved with the weights, over a layer's weight."""
+    """An inverse temperature, a buffer that is saved with the weights, over a layer's weight.
+
+    At beta = inf the layer is the hard one, with the gradient of derivative rule ``first``; so a schedule may end there.
+    """
 
     hard: ClassVar[type[MorphLayer]]
     beta: Tensor
@@ -43,10 +48,15 @@ class _Soft(MorphLayer):
         self.set_beta(beta)
 
     def set_beta(self, beta: float) -> None:
-        """Change the inverse temperature."""
-        if not 0 < beta < float("inf"):
-            raise ConfigError(f"{type(self).__name__}: beta must be a finite number > 0, got {beta}")
+        """Change the inverse temperature; inf for the maximum itself."""
+        if not beta > 0:
+            raise ConfigError(f"{type(self).__name__}: beta must be a number > 0, or inf, got {beta}")
         self.beta.fill_(beta)
+        self._at_limit = beta == math.inf
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._at_limit = bool(self.beta.isinf())
 
     def harden(self) -> MorphLayer:
         """The layer with maxima in place of log-sum-exp, and a copy of the weights."""
@@ -69,7 +79,7 @@ class SoftDilation(_Soft):
     Args:
         in_features: Size of the last axis of x.
         out_features: Number of units.
-        beta: Inverse temperature, > 0.
+        beta: Inverse temperature, > 0; inf for the maximum itself.
         precision: ``"full"`` or ``"bfloat16"``, as for :func:`morphlightning.functional.soft_dilation`.
         **options: initializer, mask, generator; see :class:`MorphLayer`.
     """
@@ -88,6 +98,8 @@ class SoftDilation(_Soft):
 
     def forward(self, x: Tensor) -> Tensor:
         """Dilate the last axis, softly."""
+        if self._at_limit:
+            return dilation(x, self.effective_weight)
         return soft_dilation(x, self.effective_weight, self.beta, precision=self.precision)
 
 
@@ -99,6 +111,8 @@ class SoftErosion(SoftDilation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Erode the last axis, softly."""
+        if self._at_limit:
+            return erosion(x, self.effective_weight)
         return soft_erosion(x, self.effective_weight, self.beta, precision=self.precision)
 
 
@@ -109,7 +123,7 @@ class _SoftDilation(_Soft, WindowLayer):
         in_channels: Channels of the input.
         out_channels: Channels of the output; None (default) for depthwise.
         kernel_size: Extent of the window.
-        beta: Inverse temperature, > 0.
+        beta: Inverse temperature, > 0; inf for the maximum itself.
         precision: ``"full"`` or ``"bfloat16"``, as for :func:`morphlightning.functional.soft_dilation`.
         **options: Options of the window, but ``merge="sum"``, and initializer, mask, generator; see
             :class:`MorphLayer`.
@@ -137,6 +151,8 @@ class _SoftDilation(_Soft, WindowLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) to (batch, out_channels, *space / stride)."""
         where, how = type(self).__name__, self.windowing
+        if self._at_limit:
+            return apply_window(where, x, self.effective_weight, self.rank, self.sign, how, self.pipeline.policy)
         return soft_window(where, x, self.effective_weight, self.rank, self.sign, self.beta, how, self.precision)
 
 

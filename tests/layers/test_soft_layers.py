@@ -61,8 +61,28 @@ def test_wrong_options() -> None:
         ({"derivative": "first"}, "SoftDilation2d does not take derivative"),
         ({"merge": "sum"}, "SoftDilation2d does not take merge='sum'"),
         ({"precision": "half"}, "SoftDilation2d: precision must be one of full, bfloat16"),
-        ({"beta": math.inf}, "SoftDilation2d: beta must be a finite number > 0"),
+        ({"beta": 0.0}, "SoftDilation2d: beta must be a number > 0"),
         ({"groups": 2}, "groups=2 needs out_channels"),
     ):
         with pytest.raises(ConfigError, match=message):
             layers.SoftDilation2d(4, **options)
+
+
+@pytest.mark.parametrize("kind", [layers.SoftDilation, layers.SoftErosion, layers.SoftSignedDilation])
+def test_at_infinite_beta_a_layer_is_the_hard_one_and_a_checkpoint_keeps_it(kind) -> None:
+    x = torch.randn(5, 6, requires_grad=True)
+    layer, other = (kind(6, 3, initializer={"name": "uniform"}, beta=2.0) for _ in range(2))
+    layer.set_beta(math.inf)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), layer.harden()(x))
+    assert torch.equal(layer(x), other(x))
+    layer(x).sum().backward()
+    assert int(layer.weight.grad.count_nonzero()) <= 5 * 3
+    layer.set_beta(2.0)
+    assert not torch.equal(layer(x), other(x))
+
+
+def test_at_infinite_beta_a_window_is_the_hard_one() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    layer = layers.SoftErosion2d(4, 6, 3, beta=math.inf, groups=2, stride=2, border="reflect")
+    assert torch.equal(layer(x), layer.harden()(x))
