@@ -47,6 +47,10 @@ class NotCertifiable(NotSupportedError):
     """No Lipschitz constant can be proved for a layer; the message names it and says why."""
 
 
+class BrokenCertificateError(MorphLightningError, ArithmeticError):
+    """An input was found that contradicts a certificate; the message names the samples or the layers' constants."""
+
+
 class PluginError(MorphLightningError):
     """Base of what can go wrong with a plugin."""
 

@@ -1,4 +1,4 @@
-"""Measures of part-based codes; torchmetrics has everything else. Names are imported on first use."""
+"""Measures of part-based codes and of guarantees; torchmetrics has everything else. Names are imported on first use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from morphlightning.metrics.attack_gap import AttackGap
     from morphlightning.metrics.commutation import DilationCommutation
+    from morphlightning.metrics.generalization import GeneralizationGap
     from morphlightning.metrics.sparsity import Sparsity
 
-_HOMES = {"DilationCommutation": "commutation", "Sparsity": "sparsity"}
+_HOMES = {
+    "AttackGap": "attack_gap",
+    "DilationCommutation": "commutation",
+    "GeneralizationGap": "generalization",
+    "Sparsity": "sparsity",
+}
 
-__all__ = ["DilationCommutation", "Sparsity"]
+__all__ = [
+    "AttackGap",
+    "DilationCommutation",
+    "GeneralizationGap",
+    "Sparsity",
+]
 
 
 def __getattr__(name: str) -> Any:

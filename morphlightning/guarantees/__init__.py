@@ -1,0 +1,1 @@
+"""Guarantees about a network: mathematics that needs torch alone, a room for each subject."""
