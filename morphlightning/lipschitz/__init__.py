@@ -1,7 +1,7 @@
 """Lipschitz constants that hold: norms of linear layers, certificates of networks, and layers built to have one."""
 
-from morphlightning.lipschitz import morphological_rules, torch_rules  # noqa: F401 - they register themselves
-from morphlightning.lipschitz.layers import GroupSort, Residual, SpectralConv2d, SpectralLinear
+from morphlightning.lipschitz import morphological_rules, torch_rules, window_rules  # noqa: F401 - they register themselves
+from morphlightning.lipschitz.layers import GroupSort, Residual, SpectralConv2d, SpectralLinear, Sum
 from morphlightning.lipschitz.network import LipschitzNetwork
 from morphlightning.lipschitz.norms import convolution_norm, dense_norm, gram_norm
 from morphlightning.lipschitz.spec import Certificate, certify, lipschitz_spec, pointwise, register
@@ -13,6 +13,7 @@ __all__ = [
     "Residual",
     "SpectralConv2d",
     "SpectralLinear",
+    "Sum",
     "certify",
     "convolution_norm",
     "dense_norm",

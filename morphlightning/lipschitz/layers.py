@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -250,3 +251,46 @@ def _residual(module: Residual, norm: Measured) -> LipschitzSpec:
         raise NotCertifiable(f"its branch goes from {branch.norm_in} to {branch.norm_out}, its inputs stay; use linf")
     constant = module.keep + (1 - module.keep) * branch.constant
     return LipschitzSpec(constant * (1 + 1e-15), norm, norm, False, "mean with the identity")
+
+
+class Sum(nn.Module):
+    r"""The sum :math:`\sum_i f_i(x)` of branches, bounded by the sum of their constants.
+
+    ``Sum(nn.Identity(), f)`` is the residual connection x + f(x), of constant 1 + L; :class:`Residual` is the mean that
+    keeps 1.
+
+    Args:
+        branches: Modules of one input, whose outputs have the same shape.
+
+    Raises:
+        ConfigError: No branches.
+
+    Source: the triangle inequality.
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        if not branches:
+            raise ConfigError("Sum: expected at least one branch")
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of what the branches give."""
+        first, *others = self.branches
+        y: Tensor = first(x)
+        for branch in others:
+            y = y + branch(x)
+        return y
+
+
+@register(Sum)
+def _sum(module: Sum, norm: Measured) -> LipschitzSpec:
+    specs = []
+    for number, branch in enumerate(module.branches):
+        try:
+            specs.append(lipschitz_spec(branch, norm))
+        except NotCertifiable as error:
+            raise NotCertifiable(f"branch {number}: {error}") from error
+    out: Measured = "linf" if any(spec.norm_out == "linf" for spec in specs) else norm  # no number is above the l2 norm
+    constant = math.fsum(spec.constant for spec in specs) * (1 + 1e-15)
+    return LipschitzSpec(constant, norm, out, False, "sum of " + " + ".join(f"{spec.constant:.4g}" for spec in specs))

@@ -14,10 +14,13 @@ from morphlightning.errors import NotCertifiable
 from morphlightning.interfaces import LipschitzSpec
 from morphlightning.lipschitz.norms import convolution_norm, dense_norm
 from morphlightning.lipschitz.spec import Measured, pointwise, register
+from morphlightning.lipschitz.window_rules import repeats
 
 CERTIFIED_SLACK = 2e-3
 """Of the norms of convolutions in certificates; finer than what training uses."""
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Running = nn.BatchNorm1d | nn.InstanceNorm1d | nn.SyncBatchNorm
+_Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 # -------------------------------------------------------------------------------------------------------------- linear
@@ -36,20 +39,33 @@ def dense_spec(weight: Tensor, norm: Measured) -> LipschitzSpec:
 
 @register(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _convolution(module: _Convolution, norm: Measured) -> LipschitzSpec:
-    if norm == "l2" and module.padding_mode != "zeros":
-        _check_padding(module)
     stride = [step if reach == 1 else 1 for step, reach in zip(module.stride, module.dilation, strict=True)]
-    return convolution_spec(module.weight, norm, stride, module.groups)
-
-
-def _check_padding(module: _Convolution) -> None:
-    """Circular padding is bounded by the symbol too, as long as no output position comes twice."""
-    if module.padding_mode != "circular":
-        raise NotCertifiable(f"padding_mode={module.padding_mode!r} repeats border values, which adds to the l2 norm")
-    added = [2 * p for p in module.padding] if not isinstance(module.padding, str) else [0] * len(module.kernel_size)
+    spec = convolution_spec(module.weight, norm, stride, module.groups)
+    if norm == "linf" or module.padding_mode == "zeros":
+        return spec
     reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if any(a > r for a, r in zip(added, reach, strict=True)):
-        raise NotCertifiable(f"circular padding={module.padding} makes images larger, so that outputs come twice")
+    pads = list(zip(module.padding, module.padding, strict=True)) if not isinstance(module.padding, str) else None
+    if pads is None:
+        pads = [(r // 2, r - r // 2) if module.padding == "same" else (0, 0) for r in reach]
+    if module.padding_mode == "circular" and all(sum(pad) <= r for pad, r in zip(pads, reach, strict=True)):
+        return spec  # a convolution on a torus, no output comes twice: bounded by the same symbol
+    times = repeats(module.padding_mode, pads)
+    why = f"{spec.why}, of images whose padding holds up to {times} times what is padded"
+    return spec._replace(constant=spec.constant * _up(torch.tensor(times).double().sqrt()), why=why)
+
+
+@register(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _transposed_convolution(module: _Transposed, norm: Measured) -> LipschitzSpec:
+    if norm == "l2":  # the adjoint of a convolution
+        stride = [step if reach == 1 else 1 for step, reach in zip(module.stride, module.dilation, strict=True)]
+        return convolution_spec(module.weight, norm, stride, module.groups)
+    moduli = module.weight.detach().double().abs().unflatten(0, (module.groups, -1)).sum(1)
+    for axis, (step, reach) in enumerate(zip(module.stride, module.dilation, strict=True), 2):
+        # an output meets the taps whose offsets have the same rest modulo the stride
+        rest = torch.arange(moduli.shape[axis], device=moduli.device) * reach % step
+        shape = (*moduli.shape[:axis], step, *moduli.shape[axis + 1 :])
+        moduli = moduli.new_zeros(shape).index_add_(axis, rest, moduli)
+    return LipschitzSpec(_up(moduli.max()), norm, norm, False, "sum of the moduli that meet in an output")
 
 
 def convolution_spec(
@@ -138,32 +154,61 @@ def _softplus(module: nn.Softplus, norm: Measured) -> LipschitzSpec:
     return pointwise(1.0, "largest slope")
 
 
-@register(nn.Softmax)
-def _softmax(module: nn.Softmax, norm: Measured) -> LipschitzSpec:
+@register(nn.RReLU)
+def _rrelu(module: nn.RReLU, norm: Measured) -> LipschitzSpec:
+    _check_evaluation(module)
+    return pointwise(max(1.0, abs(module.lower + module.upper) / 2), "largest slope")
+
+
+@register(nn.Softmax, nn.Softmin, nn.Softmax2d)
+def _softmax(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return LipschitzSpec(0.5, norm, norm, False, "twice p (1 - p), by Gershgorin's circles")
+
+
+@register(nn.LogSoftmax)
+def _log_softmax(module: nn.LogSoftmax, norm: Measured) -> LipschitzSpec:
+    if norm == "l2":
+        raise NotCertifiable(
+            "its bound in l2 grows with the number of classes, which it does not know; certify the logits before it "
+            "(classes are ranked alike), or measure in linf"
+        )
+    return LipschitzSpec(2.0, norm, norm, False, "a number, less a mean of numbers")
 
 
 # ------------------------------------------------------------------------------------------- reshaping, dropping, norms
 @register(
     nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d,
-    nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
 )  # fmt: skip
 def _rearranged(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return pointwise(1.0, "numbers keep their values", exact=True)
 
 
-@register(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+@register(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 def _dropout(module: nn.Module, norm: Measured) -> LipschitzSpec:
     _check_evaluation(module)
     return pointwise(1.0, "the identity in evaluation mode")
 
 
-@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-def _batch_norm(module: nn.BatchNorm1d, norm: Measured) -> LipschitzSpec:
+@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+def _batch_norm(module: _Running, norm: Measured) -> LipschitzSpec:
     _check_evaluation(module)
     if module.running_var is None:
-        raise NotCertifiable("it normalizes by the statistics of a batch, not by running ones")
-    scale = (module.running_var.detach().double() + module.eps).rsqrt()
+        raise NotCertifiable("it normalizes by the statistics of a batch; give it track_running_stats=True")
+    return _scale(module, module.running_var)
+
+
+@register(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def _instance_norm(module: nn.InstanceNorm1d, norm: Measured) -> LipschitzSpec:
+    if module.running_var is not None:
+        _check_evaluation(module)
+        return _scale(module, module.running_var)
+    return _own_norm(module, norm, module.eps)
+
+
+def _scale(module: _Running, variance: Tensor) -> LipschitzSpec:
+    """Of a normalization by running statistics."""
+    scale = (variance.detach().double() + module.eps).rsqrt()
     if module.weight is not None:
         scale = scale * module.weight.detach().double()
     return pointwise(_up(scale.abs().max()), "largest scale of a channel")
@@ -171,65 +216,28 @@ def _batch_norm(module: nn.BatchNorm1d, norm: Measured) -> LipschitzSpec:
 
 @register(nn.LayerNorm, nn.GroupNorm)
 def _layer_norm(module: nn.LayerNorm | nn.GroupNorm, norm: Measured) -> LipschitzSpec:
+    return _own_norm(module, norm, module.eps)
+
+
+@register(nn.RMSNorm)
+def _rms_norm(module: nn.RMSNorm, norm: Measured) -> LipschitzSpec:
+    return _own_norm(module, norm, torch.finfo(torch.float64).eps if module.eps is None else module.eps)
+
+
+def _own_norm(module: Any, norm: Measured, eps: float) -> LipschitzSpec:
+    """Of a normalization by the statistics of the sample itself, which is steepest where these vanish."""
+    remedy = "use BatchNorm or MeanShift, which are certified by their running statistics in evaluation mode"
     if norm == "linf":
-        raise NotCertifiable("a bound of its outputs in linf is not known; measure inputs in l2")
+        raise NotCertifiable(
+            "it divides by the sample's own spread, and a bound of its outputs in linf is not known; measure inputs in "
+            f"l2, or {remedy}"
+        )
+    if not eps > 0:
+        raise NotCertifiable(f"its slope is not bounded without eps, which is {eps}; {remedy}")
     largest = 1.0 if module.weight is None else float(module.weight.detach().double().abs().max())
-    return LipschitzSpec(_up(torch.tensor(largest)) / math.sqrt(module.eps), why="its slope at constant inputs")
+    return LipschitzSpec(_up(torch.tensor(largest)) / math.sqrt(eps), why="its slope where the spread of a sample is 0")
 
 
 def _check_evaluation(module: nn.Module) -> None:
     if module.training:
         raise NotCertifiable("in training mode it depends on chance or on the batch; call eval() first")
-
-
-# ------------------------------------------------------------------------------------------------------------- pooling
-_POOLS = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d), (nn.MaxPool3d, nn.AvgPool3d))
-
-
-@register(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-def _max_pool(module: Any, norm: Measured) -> LipschitzSpec:
-    if module.return_indices:
-        raise NotCertifiable("it returns indices besides values")
-    if norm == "linf":
-        return LipschitzSpec(1.0, norm, norm, True, "a maximum moves no further than what it is taken of")
-    times = math.prod(_windows(*axis) for axis in _axes(module, module.dilation))
-    return LipschitzSpec(math.sqrt(times), why=f"{times} windows meet in a position")
-
-
-@register(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-def _average_pool(module: Any, norm: Measured) -> LipschitzSpec:
-    if module.ceil_mode or not module.count_include_pad:
-        raise NotCertifiable("ceil_mode and count_include_pad=False make averages at borders of fewer numbers")
-    axes = _axes(module, 1)
-    size, times = math.prod(k for k, _, _ in axes), math.prod(_windows(*axis) for axis in axes)
-    share = size / (getattr(module, "divisor_override", None) or size)
-    if norm == "linf":
-        return LipschitzSpec(share, norm, norm, True, "an average moves no further than what it is taken of")
-    why = f"windows of {size}, {times} of which meet in a position"
-    return LipschitzSpec(share * math.sqrt(times / size), why=why)
-
-
-@register(
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-)  # fmt: skip
-def _adaptive_pool(module: Any, norm: Measured) -> LipschitzSpec:
-    if getattr(module, "return_indices", False):
-        raise NotCertifiable("it returns indices besides values")
-    sizes = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,)
-    if norm == "l2" and any(size != 1 for size in sizes):
-        raise NotCertifiable("how its windows meet depends on the size of images, unless its output size is 1")
-    return LipschitzSpec(1.0, norm, norm, norm == "linf", "a mean or maximum moves no further than its numbers")
-
-
-def _axes(module: Any, dilation: int | Sequence[int]) -> list[tuple[int, int, int]]:
-    """(extent, stride, dilation) of each axis."""
-    rank = next(rank for rank, kinds in enumerate(_POOLS, 1) if isinstance(module, kinds))
-    stride = module.kernel_size if module.stride is None else module.stride
-    sizes = [(size,) * rank if isinstance(size, int) else size for size in (module.kernel_size, stride, dilation)]
-    return list(zip(*sizes, strict=True))
-
-
-def _windows(extent: int, stride: int, dilation: int) -> int:
-    """In how many windows a position may lie: taps whose offset has the same rest modulo the stride."""
-    return math.ceil(extent / (stride // math.gcd(stride, dilation)))

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError
+from morphlightning.interfaces import LipschitzSpec
 from morphlightning.layers import Erosion, SupOfErosions, SupOfErosions1d, SupOfErosions2d, SupOfErosions3d
 from morphlightning.layers.windows import WindowLayer
+from morphlightning.lipschitz import lipschitz_spec
 from morphlightning.structure.chains import select
 
 SUPREMA = (SupOfErosions, SupOfErosions1d, SupOfErosions2d, SupOfErosions3d)
@@ -48,6 +50,10 @@ class ErosionBasis(nn.Module):
         terms = self.erosion(x).index_select(self._axis, self.rows.flatten())
         y: Tensor = terms.unflatten(self._axis, self.rows.shape).max(self._axis).values
         return y
+
+    def lipschitz_spec(self) -> LipschitzSpec:
+        """That of its erosions: a maximum moves no further than what it is taken of."""
+        return lipschitz_spec(self.erosion, "linf")
 
     def extra_repr(self) -> str:
         """Terms of each output."""

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from morphlightning import layers
+from morphlightning import layers, registry
 from morphlightning.errors import ConfigError, NotCertifiable, ShapeError
-from morphlightning.lipschitz import GroupSort, Residual, SpectralConv2d, SpectralLinear, certify, lipschitz_spec
+from morphlightning.lipschitz import GroupSort, Residual, SpectralConv2d, SpectralLinear, Sum, certify, lipschitz_spec
 
 LAYERS = {
     "linear": (lambda **options: SpectralLinear(6, 4, **options), (6,)),
@@ -114,6 +114,36 @@ def test_a_mean_with_the_identity_is_bounded_in_both_norms(hunt) -> None:
         certify(Residual(layers.Dilation(3, 3)))
 
 
+def test_a_residual_connection_adds_one(hunt) -> None:
+    module = Sum(nn.Identity(), nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 5))).double()
+    for norm in ("l2", "linf"):
+        spec = lipschitz_spec(module, norm)
+        assert spec.constant == pytest.approx(1 + lipschitz_spec(module.branches[1], norm).constant)
+        assert hunt(module, (5,), spec, steps=3) <= spec.constant
+    x = torch.randn(2, 5, dtype=torch.float64)
+    torch.testing.assert_close(module(x), x + module.branches[1](x))
+
+
+def test_a_sum_is_measured_in_the_norm_that_all_branches_share(hunt) -> None:
+    module = Sum(layers.Dilation(4, 4), nn.Linear(4, 4), nn.Identity())
+    spec = lipschitz_spec(module, "l2")
+    assert (spec.norm_in, spec.norm_out) == ("l2", "linf")
+    assert hunt(module, (4,), spec, steps=3) <= spec.constant
+    with pytest.raises(
+        NotCertifiable, match=r"layer '0' \(Sum\): branch 1: layer '1' \(Hardshrink\): nothing is known"
+    ):
+        certify(nn.Sequential(Sum(nn.Identity(), nn.Sequential(nn.ReLU(), nn.Hardshrink()))))
+
+
+def test_a_negative_threshold_doubles_the_slope() -> None:
+    module = registry.build("activations", "soft_threshold")
+    assert certify(module).constant == 1
+    module.threshold.data.fill_(-0.1)
+    assert certify(module).constant == 2
+    module.project_()
+    assert certify(module).constant == 1
+
+
 def test_a_subclass_with_another_forward_does_not_inherit_the_constant() -> None:
     class Doubled(SpectralLinear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,6 +162,7 @@ def test_a_subclass_with_another_forward_does_not_inherit_the_constant() -> None
         (lambda: SpectralConv2d(3, 4, groups=2), "divide"),
         (lambda: SpectralConv2d(1, 1, 4, padding="same"), "odd kernels"),
         (lambda: GroupSort(0), ">= 1"),
+        (Sum, "at least one branch"),
         (lambda: Residual(nn.Identity(), 1.5), r"\[0, 1\]"),
     ],
 )

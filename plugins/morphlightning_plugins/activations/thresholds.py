@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morphlightning.bregman import SoftShrink
-from morphlightning.interfaces import API_VERSION
+from morphlightning.interfaces import API_VERSION, LipschitzSpec
 
 
 class ReLU(nn.ReLU):
@@ -56,6 +56,11 @@ class SoftThreshold(nn.Module):
         if self.channels is None:
             return SoftShrink(float(self.threshold.detach()))
         return SoftShrink(self.threshold, self.channel_dim)
+
+    def lipschitz_spec(self) -> LipschitzSpec:
+        """One; two while a threshold is negative, where both parts overlap."""
+        steepest = 1.0 if self.threshold.detach().min() >= 0 else 2.0
+        return LipschitzSpec(steepest, "any", "any", True, "largest slope")
 
     @torch.no_grad()
     def project_(self) -> None:
