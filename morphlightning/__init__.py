@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         errors,
         flows,
         functional,
+        guarantees,
         interfaces,
         inverse,
         layers,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from morphlightning.checkpoint_io import SafeCheckpointIO
     from morphlightning.layers import apply_update_heuristics
     from morphlightning.models import (
+        CertifiedClassifier,
         LiftedModule,
         MorphologicalAutoencoder,
         MorphologicalClassifier,
@@ -51,6 +53,7 @@ _MODULES = (
     "errors",
     "flows",
     "functional",
+    "guarantees",
     "interfaces",
     "inverse",
     "layers",
@@ -64,6 +67,7 @@ _MODULES = (
     "testing",
 )
 _NAMES = {
+    "CertifiedClassifier": "models",
     "LiftedModule": "models",
     "MorphologicalAutoencoder": "models",
     "MorphologicalClassifier": "models",
@@ -73,6 +77,7 @@ _NAMES = {
     "apply_update_heuristics": "layers",
 }
 __all__ = [
+    "CertifiedClassifier",
     "LiftedModule",
     "MorphologicalAutoencoder",
     "MorphologicalClassifier",
@@ -88,6 +93,7 @@ __all__ = [
     "errors",
     "flows",
     "functional",
+    "guarantees",
     "interfaces",
     "inverse",
     "layers",

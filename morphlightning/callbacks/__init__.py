@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
+    from morphlightning.callbacks.beta_schedule import BetaSchedule
     from morphlightning.callbacks.figures import (
         ConfusionMatrix,
         LearningCurves,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from morphlightning.callbacks.touches import TouchCounts
 
 _HOMES = {
+    "BetaSchedule": "beta_schedule",
     "ConfusionMatrix": "figures",
     "FiniteGuard": "finite",
     "GracefulSigterm": "sigterm",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BetaSchedule",
     "ConfusionMatrix",
     "FiniteGuard",
     "GracefulSigterm",

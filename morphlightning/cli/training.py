@@ -41,6 +41,7 @@ from morphlightning.errors import MorphLightningError, RunExistsError
 from morphlightning.interfaces import Spline
 from morphlightning.layers import MorphLayer
 from morphlightning.models import (
+    CertifiedClassifier,
     LiftedModule,
     MorphologicalAutoencoder,
     MorphologicalClassifier,
@@ -146,7 +147,7 @@ def figure_callbacks(model: L.LightningModule, every_n_epochs: int = 5) -> list[
         figures.append(StructuringFunctions(every_n_epochs))
     if any(isinstance(module, Spline) for module in model.modules()):
         figures.append(SplineFigures(every_n_epochs))
-    if isinstance(model, MorphologicalClassifier):
+    if isinstance(model, MorphologicalClassifier | CertifiedClassifier):
         figures.append(ConfusionMatrix(every_n_epochs))
     if _restores(model):
         figures.append(Reconstructions(every_n_epochs=every_n_epochs))

@@ -28,7 +28,6 @@ from morphlightning.layers.dense import (
     SupOfErosions,
 )
 from morphlightning.layers.initialization import initialize
-from morphlightning.layers.mean_shift import MeanShift
 from morphlightning.layers.pooling import (
     MorphPool1d,
     MorphPool2d,
@@ -37,6 +36,7 @@ from morphlightning.layers.pooling import (
     MorphUnpool2d,
     MorphUnpool3d,
 )
+from morphlightning.layers.shifts import MeanShift, Shift
 from morphlightning.layers.signed import (
     SignedDilation,
     SignedErosion,
@@ -127,6 +127,7 @@ __all__ = [
     "Reconstruction1d",
     "Reconstruction2d",
     "Reconstruction3d",
+    "Shift",
     "SignedDilation",
     "SignedErosion",
     "Site",

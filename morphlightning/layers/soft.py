@@ -29,7 +29,7 @@ from morphlightning.layers.windows import (
 class _Soft(MorphLayer):
     """An inverse temperature, a buffer that is saved with the weights, over a layer's weight.
 
-    At beta = inf the layer is the hard one, with the gradient of derivative rule ``first``; so a schedule may end there.
+    At beta = inf the layer is the hard one, with the gradient of rule ``first``; so a schedule may end there.
     """
 
     hard: ClassVar[type[MorphLayer]]
@@ -44,7 +44,7 @@ class _Soft(MorphLayer):
             )
         super().__init__(*shape, **options)
         self.precision = check_precision(type(self).__name__, precision)
-        self.register_buffer("beta", torch.tensor(beta))
+        self.register_buffer("beta", torch.tensor(float(beta)))
         self.set_beta(beta)
 
     def set_beta(self, beta: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from morphlightning.interfaces import Hardenable
 from morphlightning.layers.base import MorphLayer
 
 
@@ -36,16 +37,18 @@ def all_units_equal(layer: MorphLayer) -> bool:
 def few_can_win(layer: MorphLayer, x: Tensor) -> bool:
     """Whether the spread of a dense layer's weights decides who wins, and not its inputs x (..., in).
 
-    An input contends if its weight lies within two standard deviations of x below the largest of the unit. Too few do
-    where in the median unit less than a quarter contend, although the weights vary (by the middle half) more than
-    twice as much as x: a structured start, as the identity, keeps the others out on purpose.
+    An input contends if its weight lies within two standard deviations of x below the largest of the unit, and one
+    unit of temperature more in a soft layer, where that much less still has a share. Too few do where in the median
+    unit less than a quarter contend, although the weights vary (by the middle half) more than that: a structured start,
+    as the identity, keeps the others out on purpose.
     """
     w = layer.effective_weight.float()
     deviation = x.float().std(correction=0)
     if not 0 < deviation < torch.inf:
         return False
-    contend = (w >= w.amax(1, keepdim=True) - 2 * deviation).float().mean(1).median()
+    reach = 2 * deviation + (1 / layer.beta if isinstance(layer, Hardenable) else 0)
+    contend = (w >= w.amax(1, keepdim=True) - reach).float().mean(1).median()
     ordered = w.masked_fill(~layer.mask, 0).sort(1).values
     quarter = w.shape[1] // 4
     spread = (ordered[:, -1 - quarter] - ordered[:, quarter]).median() / 1.35  # a deviation, were they normal
-    return bool((contend < 0.25) & (spread > 2 * deviation))
+    return bool((contend < 0.25) & (spread > reach))

@@ -42,6 +42,11 @@ def _signed(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return LipschitzSpec(1.0, "linf", "linf", True, "a maximum or minimum of maps that move each by one input")
 
 
+@register(layers.Shift)
+def _shift(module: nn.Module, norm: Measured) -> LipschitzSpec:
+    return pointwise(1.0, "a shift")
+
+
 @register(layers.MeanShift)
 def _mean_shift(module: nn.Module, norm: Measured) -> LipschitzSpec:
     if module.training:

@@ -1,6 +1,7 @@
-"""LightningModules: classifier, autoencoder, and the base that trains them by plugins."""
+"""LightningModules: classifiers, autoencoder, and the base that trains them by plugins."""
 
 from morphlightning.models.autoencoder import MorphologicalAutoencoder
+from morphlightning.models.certified import CertifiedClassifier
 from morphlightning.models.classifier import MorphologicalClassifier
 from morphlightning.models.flow import NormalizingFlow
 from morphlightning.models.lifted import LiftedModule
@@ -12,6 +13,7 @@ from morphlightning.models.ridge import RidgeRegularizerDenoiser
 from morphlightning.models.training import PluginTraining
 
 __all__ = [
+    "CertifiedClassifier",
     "LiftedModule",
     "MarginHinge",
     "MorphologicalAutoencoder",

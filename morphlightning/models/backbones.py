@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from morphlightning import registry
-from morphlightning.errors import ConfigError
+from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.functional.checks import check_real
 from morphlightning.interfaces import Spec
 from morphlightning.layers import Dilation, DilationErosion, MorphPool2d
 
@@ -115,6 +116,17 @@ def check_sizes(where: str, **sizes: int | Sequence[int]) -> None:
         for size in [given] if isinstance(given, int) else given:
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{where}: {name}={given!r}, expected positive integers")
+
+
+def check_images(model: Any, x: Tensor) -> None:
+    """Raise ShapeError or DtypeError unless these are images (batch, *in_shape) of a model."""
+    where = type(model).__name__
+    check_real(where, x=x)
+    if tuple(x.shape[1:]) != model.in_shape:
+        raise ShapeError(
+            f"{where}: images have shape {tuple(x.shape[1:])} after the batch axis, the model was built for "
+            f"in_shape={model.in_shape}; pass in_shape of your data"
+        )
 
 
 def check_in_shape(where: str, in_shape: Sequence[int]) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from morphlightning.errors import ConfigError, ShapeError
-from morphlightning.functional.checks import check_real
+from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Spec
 from morphlightning.models import losses
 from morphlightning.models.backbones import (
     Pool,
+    check_images,
     check_in_shape,
     check_sizes,
     classifier_head,
@@ -130,12 +130,7 @@ class MorphologicalClassifier(PluginTraining):
             ShapeError: The images have another shape.
             DtypeError: They are not floating-point.
         """
-        check_real(type(self).__name__, x=x)
-        if tuple(x.shape[1:]) != self.in_shape:
-            raise ShapeError(
-                f"MorphologicalClassifier: images have shape {tuple(x.shape[1:])} after the batch axis, the model was "
-                f"built for in_shape={self.in_shape}; pass in_shape of your data"
-            )
+        check_images(self, x)
         logits: Tensor = self.head(self.backbone(x).flatten(1))
         return logits
 

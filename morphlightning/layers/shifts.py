@@ -1,4 +1,4 @@
-"""Normalization that keeps a network 1-Lipschitz: a shift, no scale."""
+"""Shifts: what normalizes and keeps a network 1-Lipschitz, because it does not scale."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from morphlightning.errors import ConfigError, ShapeError
+
+
+class Shift(nn.Module):
+    r"""Subtracts a constant: :math:`y = x - c`, any shape.
+
+    Args:
+        offset: c, a number.
+    """
+
+    offset: Tensor
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(float(offset)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subtract the constant."""
+        return x - self.offset.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The constant."""
+        return f"{float(self.offset):g}"
 
 
 class MeanShift(nn.Module):
