@@ -44,7 +44,7 @@ class NotSupportedError(MorphLightningError, RuntimeError):
 
 
 class NotCertifiable(NotSupportedError):
-    """No Lipschitz constant can be proved for a layer; the message names it and says why."""
+    """No bound, Lipschitz or interval, can be proved for a layer; the message names it and says why."""
 
 
 class BrokenCertificateError(MorphLightningError, ArithmeticError):

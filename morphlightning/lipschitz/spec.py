@@ -91,13 +91,12 @@ def certify(module: nn.Module, norm: Measured = "l2") -> Certificate:
             norm behind one that bounds the largest modulus alone.
     """
     current, constant, found = norm, 1.0, []
-    for name, layer in _layers(module, ""):
+    for name, layer in layers_of(module):
         try:
             spec = _one(layer, current)
             _check(spec, current)
         except NotCertifiable as error:
-            where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
-            raise NotCertifiable(f"{where}: {error}") from error
+            raise NotCertifiable(f"{place(name, layer)}: {error}") from error
         current = current if spec.norm_out == "any" else spec.norm_out
         constant = _product(constant, spec.constant)
         found.append((name, spec))
@@ -122,32 +121,54 @@ def _product(a: float, b: float) -> float:
     return product if a in (0.0, 1.0) or b in (0.0, 1.0) else math.nextafter(product, math.inf)
 
 
-def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers of a module in order of application: those of a Sequential, nested ones too, or itself.
+
+    Raises:
+        NotCertifiable: A Sequential or a layer has hooks, or a forward of its own, which no rule knows of.
+    """
+    _refuse_hooks(module, name)
     if type(module).forward is nn.Sequential.forward:
-        _refuse_hooks(module)
         for key, child in module._modules.items():  # named_children leaves out a layer that comes again
             if child is not None:
-                yield from _layers(child, f"{name}.{key}" if name else key)
+                yield from layers_of(child, f"{name}.{key}" if name else key)
     else:
         yield name, module
 
 
-def _one(module: nn.Module, norm: Measured) -> LipschitzSpec:
-    _refuse_hooks(module)
+def kinds_of(module: nn.Module) -> Iterator[type]:
+    """Classes of a module, the most special one first, down to the one that defines its ``forward``."""
     for kind in type(module).__mro__:
+        yield kind
+        if "forward" in vars(kind):  # what classes above say is about another forward
+            return
+
+
+def same_forward(module: nn.Module, kind: type) -> bool:
+    """Whether a rule for a class is about what the module computes."""
+    return type(module).forward is getattr(kind, "forward", None)
+
+
+def place(name: str, layer: nn.Module) -> str:
+    """A layer in words, for messages."""
+    return f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
+
+
+def _one(module: nn.Module, norm: Measured) -> LipschitzSpec:
+    for kind in kinds_of(module):
         rule = _RULES.get(kind)
-        if rule is not None and type(module).forward is getattr(kind, "forward", None):
+        if rule is not None and same_forward(module, kind):
             return rule(module, norm)
         if "lipschitz_spec" in vars(kind) and isinstance(module, LipschitzDeclared):
             return module.lipschitz_spec()
-        if "forward" in vars(kind):  # what classes above say is about another forward
-            break
     raise NotCertifiable(
         "nothing is known about its forward; give its class a method lipschitz_spec, or a rule with "
         "morphlightning.lipschitz.register"
     )
 
 
-def _refuse_hooks(module: nn.Module) -> None:
+def _refuse_hooks(module: nn.Module, name: str) -> None:
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        raise NotCertifiable("it has forward hooks or a forward of its own, which may change what it computes")
+        raise NotCertifiable(
+            f"{place(name, module)}: it has forward hooks or a forward of its own, which may change what it computes"
+        )

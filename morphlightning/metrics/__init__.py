@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from morphlightning.metrics.attack_gap import AttackGap
+    from morphlightning.metrics.certified import CertifiedAccuracy, CertifiedRadius
     from morphlightning.metrics.commutation import DilationCommutation
     from morphlightning.metrics.generalization import GeneralizationGap
     from morphlightning.metrics.sparsity import Sparsity
 
 _HOMES = {
     "AttackGap": "attack_gap",
+    "CertifiedAccuracy": "certified",
+    "CertifiedRadius": "certified",
     "DilationCommutation": "commutation",
     "GeneralizationGap": "generalization",
     "Sparsity": "sparsity",
@@ -20,6 +23,8 @@ _HOMES = {
 
 __all__ = [
     "AttackGap",
+    "CertifiedAccuracy",
+    "CertifiedRadius",
     "DilationCommutation",
     "GeneralizationGap",
     "Sparsity",

@@ -1,0 +1,95 @@
+r"""How far a forward pass may be off by rounding, anywhere in a ball, for networks with a Lipschitz constant.
+
+A layer of constant L whose outputs come from n rounded operations each is off by at most
+
+.. math:: e = n\,\epsilon\,(2 L\,|h| + |f(h)| + m)
+
+with twice the unit roundoff :math:`\epsilon` of the dtype, inputs h, and m the largest sum of weights that is added to
+inputs on the way; errors of the layers before it arrive L times as large. n is the number of terms of its sums, plus 8
+for single operations and elementary functions. Derived here. Nothing is claimed for products in TF32, convolutions by
+transforms, or layers of others that add up more terms than a row of their weights has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from morphlightning.guarantees.robustness.boxes import largest
+from morphlightning.guarantees.robustness.morphological_intervals import SOFT_ERROR, added_channels
+from morphlightning.layers.base import MorphLayer
+from morphlightning.lipschitz.spec import Certificate, layers_of
+
+FEW = 8
+_AVERAGING = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.LayerNorm, nn.GroupNorm, nn.Softmax,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def forward_error(
+    network: nn.Module, certificate: Certificate, x: Tensor, eps: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs of a network, and how far they may be off, for samples and for all inputs within eps of one.
+
+    Args:
+        network: What was certified.
+        certificate: Its layers and their constants.
+        x: Samples (batch, ...).
+        eps: Radius, in the norm of the certificate, or one for each sample.
+
+    Returns:
+        Outputs for x, and the largest error of an output, in float64 (batch,).
+    """
+    norm = "l2" if certificate.spec.norm_in == "l2" else "linf"
+    reach = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
+    error, size = torch.zeros_like(reach), _size(x, norm)
+    for (_, layer), (_, spec) in zip(layers_of(network), certificate.layers, strict=True):
+        operations = _operations(layer, x)
+        x = layer(x)
+        norm = norm if spec.norm_out == "any" else spec.norm_out
+        scale = 2 * spec.constant * (size + reach)
+        size, reach = _size(x, norm), spec.constant * reach
+        own = operations * torch.finfo(x.dtype).eps * (scale + size + reach + _scale(layer))
+        own = own + _of_rounded_factors(layer)
+        error = spec.constant * error + own * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
+    return x, error
+
+
+def _size(x: Tensor, norm: str) -> Tensor:
+    """The norm of each sample, of its finite numbers."""
+    finite = torch.where(x.isfinite(), x.double(), 0).flatten(1)
+    size: Tensor = torch.linalg.vector_norm(finite, 2 if norm == "l2" else math.inf, 1)
+    return size
+
+
+def _operations(layer: nn.Module, x: Tensor) -> int:
+    """Rounded operations behind an output; soft operators state their error as so many of the last place."""
+    if isinstance(layer, _AVERAGING):
+        return FEW + x[0].numel()
+    parts = list(_morphological(layer))
+    own = {id(p) for part in parts for p in part.parameters()}
+    rows = [p[0].numel() for p in layer.parameters() if p.ndim > 1 and id(p) not in own]
+    soft = [SOFT_ERROR for part in parts if hasattr(part, "beta")]
+    return FEW * added_channels(layer) ** 2 + max(rows + soft, default=0)
+
+
+def _scale(layer: nn.Module) -> float:
+    """The largest sum of weights of morphological parts, and what errors of soft ones are at least relative to."""
+    parts = list(_morphological(layer))
+    soft = sum(1 + 1 / float(part.get_buffer("beta")) for part in parts if hasattr(part, "beta"))
+    return float(sum(largest(part.effective_weight).double() for part in parts)) + soft
+
+
+def _of_rounded_factors(layer: nn.Module) -> float:
+    """What products of factors in bfloat16 add."""
+    rounded = [part for part in _morphological(layer) if getattr(part, "precision", "full") == "bfloat16"]
+    return sum(3 / (255 * float(part.get_buffer("beta"))) for part in rounded)
+
+
+def _morphological(layer: nn.Module) -> Iterator[MorphLayer]:
+    return (part for part in layer.modules() if isinstance(part, MorphLayer))
