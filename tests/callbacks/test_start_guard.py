@@ -17,7 +17,7 @@ from morphlightning import registry
 from morphlightning.callbacks import StartGuard
 from morphlightning.errors import TrainingWarning
 from morphlightning.interfaces import Loop
-from morphlightning.layers import Dilation, Erosion, Opening2d, starts
+from morphlightning.layers import Dilation, Erosion, Opening2d, SoftDilation, starts
 from morphlightning.models import MorphologicalAutoencoder, MorphologicalClassifier
 from morphlightning.models.parameters import parameter_groups
 
@@ -100,6 +100,11 @@ def test_who_can_win() -> None:
     assert starts.few_can_win(normal, x.view(5, 10, 20))
     assert not starts.few_can_win(normal, 10 * x)
     assert not starts.few_can_win(normal, torch.zeros(50, 20))  # an input that says nothing, such as a dry run's
+    soft = SoftDilation(20, 10, beta=0.1)
+    soft.weight.data.copy_(normal.weight)
+    assert not starts.few_can_win(soft, x)  # at this temperature all have a share
+    soft.set_beta(1e3)
+    assert starts.few_can_win(soft, x)
     for units in (2, 3, 10):
         assert not starts.few_can_win(Dilation(20, units, initializer="sparse"), x)
         assert not starts.few_can_win(Dilation(20, units, initializer={"name": "sparse", "missing": True}), x)
