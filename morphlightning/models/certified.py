@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from morphlightning.callbacks import BetaSchedule
 from morphlightning.callbacks.beta_schedule import progress
 from morphlightning.errors import ConfigError
 from morphlightning.interfaces import Hardenable, Spec
 from morphlightning.layers import MeanShift, Shift, SoftSignedDilation, SoftSignedErosion
+from morphlightning.metrics import CertifiedAccuracy
 from morphlightning.models.backbones import check_images, check_in_shape, check_sizes
 from morphlightning.models.losses import MarginHinge
 from morphlightning.models.training import COMPONENTS, PluginTraining
@@ -38,8 +38,9 @@ class CertifiedClassifier(PluginTraining):
     certified is what was trained.
 
     Batches are (images, labels): images (batch, *in_shape) with values in ``clip``, labels (batch,) integers.
-    ``forward`` gives logits (batch, num_classes). Validation and test log ``accuracy`` and ``certified_accuracy``, the
-    share of samples with a margin above 2 eps.
+    ``forward`` gives logits (batch, num_classes). Validation and test log ``accuracy`` and ``certified@<eps>``, the
+    share of samples with a margin above 2 eps, with confidence intervals
+    (:class:`morphlightning.metrics.CertifiedAccuracy`).
 
     Args:
         in_shape: Shape of one image, (channels, height, width).
@@ -104,17 +105,15 @@ class CertifiedClassifier(PluginTraining):
         loss = MarginHinge(4 / 3 * eps if train_eps is None else train_eps, cross_entropy[0])
         super().__init__(loss, optimizer, regularizers, diagnostics)
         self.declare(given, **{name: kind for name, kind in COMPONENTS.items() if name in given})
-        self.in_shape, self.num_classes, self.eps, self.clip = tuple(in_shape), num_classes, eps, tuple(clip)
+        self.in_shape, self.num_classes, self.eps = tuple(in_shape), num_classes, eps
+        self.clip = (clip[0], clip[1])
         self.cross_entropy, self.max_shift = tuple(cross_entropy), max_shift
         self.schedule = BetaSchedule(*beta, until=0.9 * harden_at, harden_at=harden_at)
         sizes = (math.prod(in_shape), *hidden, num_classes)
         self.network = certified_network(sizes, sum(clip) / 2, beta[0], precision, initializer)
-        shares: dict[str, Metric | MetricCollection] = {
-            "accuracy": _ShareAbove(0.0),
-            "certified_accuracy": _ShareAbove(2 * eps),
-        }
-        metrics = MetricCollection(shares, compute_groups=False)  # else equal first batches would join them
-        self.stage_metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.stage_metrics = nn.ModuleDict(
+            {stage: CertifiedAccuracy(eps, "lipschitz", self.clip) for stage in ("val", "test")}
+        )
         self.example_input_array = torch.zeros(2, *self.in_shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,23 +155,22 @@ class CertifiedClassifier(PluginTraining):
     def evaluate(self, batch: Any, stage: str) -> None:
         """Loss, accuracy and certified accuracy."""
         images, labels = batch[:2]
-        logits = self(images)
-        margin = logits.gather(1, labels[:, None])[:, 0] - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-        metrics: MetricCollection = self.stage_metrics[stage]  # type: ignore[assignment]
-        metrics.update(margin)
-        self.log_dict(metrics, batch_size=len(images), prog_bar=True)
-        self.log(f"{stage}/loss", self.data_loss(logits, labels), sync_dist=True, batch_size=len(images))
+        metric: Any = self.stage_metrics[stage]
+        metric.update(self.network, images, labels)
+        self.log(f"{stage}/loss", self.data_loss(self(images), labels), sync_dist=True, batch_size=len(images))
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what was certified."""
+        self._log_certified("val")
 
-class _ShareAbove(MeanMetric):
-    """The share of margins above a number."""
+    def on_test_epoch_end(self) -> None:
+        """Log what was certified."""
+        self._log_certified("test")
 
-    def __init__(self, least: float) -> None:
-        super().__init__()
-        self.least = least
-
-    def update(self, margin: Tensor) -> None:  # type: ignore[override]
-        super().update((margin > self.least).float())
+    def _log_certified(self, stage: str) -> None:
+        metric: Any = self.stage_metrics[stage]
+        for name, value in metric.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar="/" not in name)
 
 
 def certified_network(

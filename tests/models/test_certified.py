@@ -56,8 +56,8 @@ def test_training_certifies_most_of_the_test_set(trained) -> None:
     model, data, fit = trained
     before = trainer(fit.default_root_dir).test(classifier(), data, verbose=False)[0]
     after = fit.test(model, data, verbose=False)[0]
-    assert before["test/certified_accuracy"] < 0.2
-    assert after["test/certified_accuracy"] > 0.7
+    assert before["test/certified@0.1"] < 0.2
+    assert after["test/certified@0.1"] > 0.7
     assert after["test/accuracy"] > 0.82
 
 
