@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from morphlightning.errors import BrokenCertificateError, DtypeError, ShapeError
-from morphlightning.guarantees.robustness.attacks import Attacked
+from morphlightning.guarantees.robustness import Attacked
 
 _SHOWN = 10
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from morphlightning.errors import ConfigError, ShapeError
-from morphlightning.guarantees.robustness.attacks import margin
+from morphlightning.errors import ConfigError
+from morphlightning.guarantees.robustness import margin
 
 _PARTS = ("train", "test")
 
@@ -68,11 +68,6 @@ class GeneralizationGap(Metric):
 
     def update(self, logits: Tensor, labels: Tensor, train: bool) -> None:
         """Add a batch of training or of test data: logits (batch, classes) and labels (batch,)."""
-        if labels.shape != logits.shape[:1]:
-            raise ShapeError(
-                f"GeneralizationGap: logits {tuple(logits.shape)} with labels {tuple(labels.shape)}; expected (batch, "
-                "classes) and (batch,)"
-            )
         logits = logits.detach()
         margins = margin(logits if logits.dtype == torch.float64 else logits.float(), labels)
         part = 0 if train else 1

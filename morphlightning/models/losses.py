@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morphlightning.errors import ConfigError, ShapeError
+from morphlightning.errors import ConfigError
+from morphlightning.guarantees.robustness import margin
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CLASSIFICATION = ("cross_entropy", "multi_margin_loss", "margin_hinge")
@@ -73,17 +74,9 @@ class MarginHinge(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (batch, classes) with labels (batch,): a scalar, in float32 or float64."""
-        if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-            raise ShapeError(
-                f"MarginHinge: logits {tuple(logits.shape)} with labels {tuple(labels.shape)}; expected (batch, "
-                "classes) with at least 2 classes, and (batch,)"
-            )
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            chosen = labels[:, None]
-            rival = logits.scatter(1, chosen, -torch.inf).max(1).values
-            margin = logits.gather(1, chosen)[:, 0] - rival
-            hinge = (1 - margin / (2 * self.eps)).clamp(0, 1).mean()
+            hinge = (1 - margin(logits, labels) / (2 * self.eps)).clamp(0, 1).mean()
             # also with the weight 0: DDP wants a gradient of every parameter
             return hinge + self.cross_entropy * F.cross_entropy(logits * self.log_scale.exp(), labels)
 

@@ -6,6 +6,7 @@ from morphlightning.guarantees.robustness.boxes import Box, box_around
 from morphlightning.guarantees.robustness.certificates import certified_margins, certified_radii
 from morphlightning.guarantees.robustness.exact import WorstCase, dilation_radius, exact_margins
 from morphlightning.guarantees.robustness.intervals import propagate, register_interval
+from morphlightning.guarantees.robustness.margins import margin
 
 __all__ = [
     "PGD",
@@ -17,6 +18,7 @@ __all__ = [
     "certified_radii",
     "dilation_radius",
     "exact_margins",
+    "margin",
     "propagate",
     "register_interval",
 ]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from morphlightning.errors import ConfigError, DataError, ShapeError
 from morphlightning.functional import softened
-from morphlightning.functional.checks import check_real
+from morphlightning.guarantees.robustness.boxes import Clip, check_eps, check_range
+from morphlightning.guarantees.robustness.margins import margin
+from morphlightning.lipschitz.spec import Measured
 
-Norm = Literal["linf", "l2"]
 Progress = Callable[[int, int], object]
 
 
@@ -77,16 +78,15 @@ class PGD:
         seed: Of the random starts. Random states of torch are left alone.
 
     Raises:
-        ConfigError: Settings that cannot work, or, when called, a network in training mode or an eps that is not in
-            the units of the inputs.
+        ConfigError: Settings that cannot work, such as an eps that is not in the units of the inputs.
 
     Source: projected gradient descent (Madry et al., arXiv 1706.06083); targets one by one as in the attack of Gowal et
     al., arXiv 1910.09338. Gradients of log-sum-exp with values of maxima: derived here.
     """
 
     eps: float
-    norm: Norm = "linf"
-    clip: tuple[float, float] | None = (0.0, 1.0)
+    norm: Measured = "linf"
+    clip: Clip = (0.0, 1.0)
     steps: int = 40
     step: float = 0.5
     restarts: int = 1
@@ -97,21 +97,13 @@ class PGD:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 < self.eps < math.inf or not self.step > 0 or min(self.steps, self.restarts, self.chunk) < 1:
-            raise ConfigError(f"PGD: eps, steps, step, restarts and chunk must be positive, got {self}")
+        if not self.step > 0 or min(self.steps, self.restarts, self.chunk) < 1:
+            raise ConfigError(f"PGD: steps, step, restarts and chunk must be positive, got {self}")
         if self.norm not in ("linf", "l2"):
             raise ConfigError(f"PGD: norm must be 'linf' or 'l2', got {self.norm!r}")
         if self.targets != "all" and not (isinstance(self.targets, int) and self.targets >= 0):
             raise ConfigError(f"PGD: targets must be a number >= 0 or 'all', got {self.targets!r}")
-        if self.clip is not None:
-            low, high = self.clip
-            if not low < high:
-                raise ConfigError(f"PGD: clip must be a smallest and a largest value, got {self.clip}")
-            if self.eps >= high - low:
-                raise ConfigError(
-                    f"PGD: eps={self.eps} is not below the range of the inputs, {low} to {high}, so that every input "
-                    "is near every other; give eps in the units of the inputs (of 255 grey levels: eps / 255)"
-                )
+        check_eps(self.eps, self.clip if self.norm == "linf" else None)
 
     def __call__(
         self,
@@ -132,10 +124,9 @@ class PGD:
             progress: Called with the number of samples done and of all, after each chunk.
 
         Raises:
-            ConfigError: The network is in training mode, or inputs lie outside ``clip``.
-            DtypeError: Inputs are not floating-point.
+            ConfigError: The network is in training mode.
+            DataError: Inputs outside ``clip`` or not floating-point, or none at all.
             ShapeError: Labels that are not (batch,), or logits that are not (batch, classes >= 2).
-            DataError: No samples.
         """
         self._check(network, inputs, labels)
         generator = torch.Generator().manual_seed(self.seed)
@@ -149,19 +140,13 @@ class PGD:
         return Attacked(torch.cat([part.margins for part in found]), torch.cat([part.examples for part in found]))
 
     def _check(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-        check_real("PGD", inputs=inputs)
+        check_range(inputs, self.clip)
         if network.training:
             raise ConfigError("PGD: the network is in training mode, where it may depend on the batch; call eval()")
         if labels.shape != inputs.shape[:1]:
             raise ShapeError(f"PGD: labels {tuple(labels.shape)} of inputs {tuple(inputs.shape)}; expected (batch,)")
         if not len(inputs):
             raise DataError("PGD: there are no samples")
-        if self.clip is not None and not self.clip[0] <= inputs.min() <= inputs.max() <= self.clip[1]:
-            raise ConfigError(
-                f"PGD: inputs lie between {inputs.min():.4g} and {inputs.max():.4g}, outside of clip={self.clip}; eps "
-                "and clip are in the units of the network's inputs: give the range that these have (normalized images: "
-                "put the normalization into the network, or divide eps by its scale), or clip=None"
-            )
 
 
 class _Attack:
@@ -253,18 +238,6 @@ class _Attack:
             change = z - x
             z = x + change * _column((self.radius / _length(change)).clamp_max(1), change)
         return z if self.how.clip is None else z.clamp(*self.how.clip)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logit of the label less the largest other one: (batch, classes >= 2) and (batch,) to (batch,).
-
-    Of integer logits in float64, which holds all of them.
-    """
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ShapeError(f"margin: logits have shape {tuple(logits.shape)}, expected (batch, classes >= 2)")
-    logits = logits if logits.is_floating_point() else logits.double()
-    rival = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
-    return logits.gather(1, labels[:, None])[:, 0] - rival
 
 
 def _gap(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
