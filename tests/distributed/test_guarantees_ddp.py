@@ -1,7 +1,10 @@
-"""Metrics of guarantees on two processes say what one process says of all samples."""
+"""Guarantees on two processes say what one process says of all samples, and fail on both."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,20 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
         named = [int(n) for n in torch.arange(9, 30)[(margins[9:] > 1) & (margins[9:] <= 2)]]
         assert f"{named[0]} (margin" in result["broken"]
         assert f"{len(named)} of {int((margins > 1).sum())} certified samples" in result["broken"]
+
+
+@pytest.mark.slow
+def test_a_constant_that_one_process_refutes_fails_both(tmp_path: Path) -> None:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")}
+    script = Path(__file__).with_name("fit_audit.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=inherited | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for rank in (0, 1):
+        assert "moved apart by the factor 1, above the certified 0.5" in (tmp_path / f"{rank}.txt").read_text()
