@@ -109,6 +109,35 @@ class LipschitzDeclared(Protocol):
         ...
 
 
+class Equivariances(NamedTuple):
+    """With which changes of its inputs a map commutes, for all inputs and the parameters as they are now; since 1.5.
+
+    The changes are those of ``morphlightning.guarantees.stability.Change``: ``shift`` by pixels, ``contrast``,
+    ``brightness``, ``gain``, ``sup`` and ``inf`` of two inputs.
+
+    Attributes:
+        bitwise: Those with which the computation itself commutes, bit for bit.
+        rounded: Those with which it commutes in exact arithmetic.
+        reach: For ``shift``: how far outputs see beyond the border of the input, in pixels along each axis or along
+            all; outputs that do not see beyond it commute. None where all commute with circular shifts.
+        stride: For ``shift``: by how many pixels the input moves where the output moves by one.
+    """
+
+    bitwise: frozenset[str] = frozenset()
+    rounded: frozenset[str] = frozenset()
+    reach: int | tuple[int, ...] | None = None
+    stride: int | tuple[int, ...] = 1
+
+
+@runtime_checkable
+class EquivarianceDeclared(Protocol):
+    """A module that knows with which changes of its inputs it commutes; since 1.5."""
+
+    def equivariances(self) -> Equivariances:
+        """What it claims; a claim that turns out false fails the run that measures it."""
+        ...
+
+
 @runtime_checkable
 class Hardenable(Protocol):
     """A layer that relaxes maxima at an inverse temperature, and knows the layer that it relaxes; since 1.5.

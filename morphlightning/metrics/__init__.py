@@ -9,15 +9,21 @@ if TYPE_CHECKING:
     from morphlightning.metrics.attack_gap import AttackGap
     from morphlightning.metrics.certified import CertifiedAccuracy, CertifiedRadius
     from morphlightning.metrics.commutation import DilationCommutation
+    from morphlightning.metrics.deformation_stability import DeformationStability
+    from morphlightning.metrics.equivariance_defect import EquivarianceDefect
     from morphlightning.metrics.generalization import GeneralizationGap
+    from morphlightning.metrics.shift_consistency import ShiftConsistency
     from morphlightning.metrics.sparsity import Sparsity
 
 _HOMES = {
     "AttackGap": "attack_gap",
     "CertifiedAccuracy": "certified",
     "CertifiedRadius": "certified",
+    "DeformationStability": "deformation_stability",
     "DilationCommutation": "commutation",
+    "EquivarianceDefect": "equivariance_defect",
     "GeneralizationGap": "generalization",
+    "ShiftConsistency": "shift_consistency",
     "Sparsity": "sparsity",
 }
 
@@ -25,8 +31,11 @@ __all__ = [
     "AttackGap",
     "CertifiedAccuracy",
     "CertifiedRadius",
+    "DeformationStability",
     "DilationCommutation",
+    "EquivarianceDefect",
     "GeneralizationGap",
+    "ShiftConsistency",
     "Sparsity",
 ]
 
