@@ -182,10 +182,10 @@ def _average_pool(module: nn.AvgPool2d) -> Equivariances:
 @register_equivariances(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _convolution(module: nn.Conv2d) -> Equivariances:
     around = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    pads = (
-        {"same": tuple(around), "valid": 0}.get(module.padding) if isinstance(module.padding, str) else module.padding
-    )
-    whole = module.padding == "same" or [2 * pad for pad in module.padding] == around  # the output is as large
+    pads: tuple[int, ...] = (0,) * len(around) if isinstance(module.padding, str) else module.padding
+    if module.padding == "same":
+        pads = tuple(around)
+    whole = module.padding == "same" or [2 * pad for pad in pads] == around  # the output is as large as the input
     reach = None if module.padding_mode == "circular" and whole and set(module.stride) == {1} else pads
     gain: tuple[Change, ...] = ("gain",) if module.bias is None else ()
     return claims(rounded=("shift", *gain), reach=reach, stride=module.stride)

@@ -55,6 +55,7 @@ WINDOWED: list[nn.Module] = [
     nn.Conv2d(2, 3, 3, stride=2, bias=False),
     nn.Conv2d(2, 3, (3, 5), padding="same", padding_mode="circular"),
     nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", stride=2),
+    nn.Conv2d(2, 3, 3, padding="valid", padding_mode="circular"),
     nn.Conv2d(2, 3, 3, padding=2, dilation=2, padding_mode="reflect"),
     nn.MaxPool2d(2),
     nn.MaxPool2d(3, 2, 1),
