@@ -24,7 +24,7 @@ from morphlightning.models.backbones import check_images, check_in_shape, check_
 from morphlightning.models.losses import MarginHinge
 from morphlightning.models.training import COMPONENTS, PluginTraining
 
-START = {"name": "uniform", "low": -0.1, "high": 0.1}
+START = {"name": "normal", "std": 0.1}
 OPTIMIZER = {"name": "adam", "lr": 0.03, "betas": [0.9, 0.99], "schedule": "cosine"}
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from morphlightning import SafeCheckpointIO
 from morphlightning.data import Digits
 from morphlightning.models import (
+    CertifiedClassifier,
     MorphologicalAutoencoder,
     MorphologicalClassifier,
     NormalizingFlow,
@@ -73,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
             "extrapolation": "constant",
         },
     },
+    "certified": {"hidden": (24, 12), "eps": 0.1, "max_shift": 0, "harden_at": 0.6},
     "denoiser": {},
     "flow": {},
     "ridge": {"training": "equilibrium"},
@@ -86,6 +88,8 @@ def build(case: str) -> PluginTraining:
         return MorphologicalAutoencoder(SHAPE, channels=(4,), optimizer=SGD)
     if case == "flow":
         return NormalizingFlow(SHAPE, layers=2, hidden=(16,), levels=17, optimizer={"name": "adam", "lr": 1e-3})
+    if case == "certified":
+        return CertifiedClassifier(SHAPE, **CASES[case])
     if case.startswith("ridge"):
         rates = {"activation": 1e-4, "scale": 1e-2}
         optimizer = {"name": "adam", "lr": 5e-3, "rates": rates}

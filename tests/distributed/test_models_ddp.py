@@ -47,6 +47,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("prototype", marks=slow),
         pytest.param("splines", marks=slow),
         pytest.param("learned_knots", marks=slow),
+        pytest.param("certified", marks=slow),
         pytest.param("denoiser", marks=slow),
         pytest.param("flow", marks=slow),
         pytest.param("ridge", marks=slow),

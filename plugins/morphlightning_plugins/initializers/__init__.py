@@ -2,6 +2,6 @@
 
 from morphlightning_plugins.initializers.learned import Prototype, Residual
 from morphlightning_plugins.initializers.structured import Flat, Identity, Sparse
-from morphlightning_plugins.initializers.uniform import Uniform, Upper, Zeros
+from morphlightning_plugins.initializers.uniform import Normal, Uniform, Upper, Zeros
 
-__all__ = ["Flat", "Identity", "Prototype", "Residual", "Sparse", "Uniform", "Upper", "Zeros"]
+__all__ = ["Flat", "Identity", "Normal", "Prototype", "Residual", "Sparse", "Uniform", "Upper", "Zeros"]

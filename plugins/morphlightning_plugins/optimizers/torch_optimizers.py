@@ -69,14 +69,17 @@ class Sgd(_ByRole):
 class Adam(_ByRole):
     """Adam; the default of our models.
 
+    ``eps``, torch's, is what small gradients are measured by: weights whose gradients stay below it hardly move.
+
     Source: Kingma and Ba, arXiv 1412.6980; torch.optim.Adam.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
     def make(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch.optim.Adam."""
-        return torch.optim.Adam(params, betas=self.betas)
+        return torch.optim.Adam(params, betas=self.betas, eps=self.eps)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class AdamW(_ByRole):
 
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
     def make(self, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch.optim.AdamW."""
-        return torch.optim.AdamW(params, betas=self.betas)
+        return torch.optim.AdamW(params, betas=self.betas, eps=self.eps)
