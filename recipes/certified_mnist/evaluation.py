@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from shared.report import Report
 from torch import Tensor, nn
 from training import Setting
 
-from morphlightning.guarantees.robustness import PGD, Agreement, agreement, certified_margins, export_int16
+from morphlightning.guarantees.robustness import PGD, Agreement, Attacked, agreement, certified_margins, export_int16
 from morphlightning.metrics import AttackGap
 from morphlightning.metrics.certified import wilson
 from morphlightning.models import CertifiedClassifier
@@ -151,28 +151,34 @@ def _attack(
     progress: Progress,
 ) -> tuple[dict[float, Attack], list[Case]]:
     """Attack the network, and the integer network by its gradients; a broken certificate ends the run."""
-    some, found, broken = slice(setting.attacked), {}, []
+    found: dict[float, Attack] = {}
+    broken: list[Case] = []
+    x, y = images[: setting.attacked], labels[: setting.attacked]
     for eps in sorted({round(setting.eps / 3, 4), setting.eps}):
         pgd = PGD(eps, steps=setting.steps, restarts=setting.restarts)
-        x, y = images[some], labels[some]
-        task = progress.add_task(f"attack at {eps:g}", total=2 * len(x))
-        left = pgd(network, x, y, progress=lambda done, _: progress.update(task, completed=done))  # noqa: B023
-        certified = torch.stack([holds[method, eps][some] for method in METHODS[:-1]]).any(0)
-        gap = AttackGap()
-        gap.update(left, certified)
-        found[eps] = Attack(left.accuracy, float(gap.compute()))
-        of_integers = AttackGap()
-        changed = pgd(
-            exported, x, y, surrogate=network, progress=lambda done, n: progress.update(task, completed=n + done)
-        )  # noqa: B023
-        of_integers.update(changed, holds["int16", eps][some])
-        of_integers.compute()
+        left = pgd(network, x, y, progress=_bar(progress, f"attack at {eps:g}"))
+        by_floats = torch.stack([holds[method, eps][: len(x)] for method in METHODS[:-1]]).any(0)
+        found[eps] = Attack(left.accuracy, gap_between(left, by_floats))
+        of_integers = pgd(exported, x, y, surrogate=network, progress=_bar(progress, f"integers at {eps:g}"))
+        gap_between(of_integers, holds["int16", eps][: len(x)])
         if eps == setting.eps:
             broken = _worst(network, x, y, left)
     return found, broken
 
 
-def _worst(network: nn.Module, images: Tensor, labels: Tensor, left: Any) -> list[Case]:
+def gap_between(left: Attacked, certified: Tensor) -> float:
+    """Accuracy under attack less certified accuracy; a certified image that was broken ends the run."""
+    gap = AttackGap()
+    gap.update(left, certified)
+    return float(gap.compute())
+
+
+def _bar(progress: Progress, name: str) -> Callable[[int, int], None]:
+    task = progress.add_task(name)
+    return lambda done, count: progress.update(task, completed=done, total=count)
+
+
+def _worst(network: nn.Module, images: Tensor, labels: Tensor, left: Attacked) -> list[Case]:
     """Images that were classified rightly and that the attack has moved furthest into another class."""
     with torch.no_grad():
         right = torch.cat([network(part).argmax(1) for part in images.split(CHUNK)]) == labels

@@ -56,8 +56,8 @@ def tell(one: Examined, setting: Setting, seconds: float, report: Report) -> Non
     ]
     report.table("Certified accuracy in % (95 % interval), accuracy under attack, and what is open between them", rows)
     report.say(
-        f"16-bit integers: the same class as in floating point for {100 * one.integer.decisions:.2f} % of the images; "
-        f"logits differ by at most {255 * one.integer.difference:.2f} grey levels ({255 * one.integer.bound:.1f} can be)."
+        f"16-bit integers: the same class as in floating point for {100 * one.integer.decisions:.2f} % of the images. "
+        f"Logits differ by at most {255 * one.integer.difference:.2f} grey levels; {255 * one.integer.bound:.1f} can be."
     )
     best = [record for (name, eps), record in RECORDS.items() if name == setting.dataset and eps == setting.eps]
     for accuracy, source in best:

@@ -91,7 +91,7 @@ def test_settings_are_kept_for_resumption(tmp_path, recipe) -> None:
     for setting in training.PRESETS.values():
         training.write(setting, tmp_path)
         assert training.read(tmp_path) == setting
-    with pytest.raises(DataError, match="there is no setting.json"):
+    with pytest.raises(DataError, match=r"there is no setting\.json"):
         training.read(tmp_path / "nothing")
 
 
