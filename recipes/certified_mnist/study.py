@@ -55,9 +55,10 @@ def tell(one: Examined, setting: Setting, seconds: float, report: Report) -> Non
         for eps in one.radii
     ]
     report.table("Certified accuracy in % (95 % interval), accuracy under attack, and what is open between them", rows)
+    off, most = 255 * one.integer.difference, 255 * one.integer.bound
     report.say(
         f"16-bit integers: the same class as in floating point for {100 * one.integer.decisions:.2f} % of the images. "
-        f"Logits differ by at most {255 * one.integer.difference:.2f} grey levels; {255 * one.integer.bound:.1f} can be."
+        f"Logits differ by at most {off:.2f} grey levels; {most:.1f} can be."
     )
     best = [record for (name, eps), record in RECORDS.items() if name == setting.dataset and eps == setting.eps]
     for accuracy, source in best:
