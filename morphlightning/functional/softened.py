@@ -13,6 +13,7 @@ from morphlightning.errors import NotSupportedError
 from morphlightning.functional.soft import check_beta, check_precision, log_sum_exp
 from morphlightning.ops.dispatch import maxplus, maxplus_with_provenance
 from morphlightning.ops.geometry import Dense, Geometry
+from morphlightning.ops.plain import differentiated
 from morphlightning.ops.policy import Policy
 
 
@@ -88,7 +89,7 @@ class softened(TorchFunctionMode):
         if not self._gradient_only:
             return log_sum_exp(x, w, self._beta, where, self._precision)
         y = maxplus(x.detach(), w.detach(), where, how)
-        if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+        if not differentiated(x, w):
             return y
         soft = log_sum_exp(x, w, self._beta, where, self._precision)
         return cast(Tensor, _Gradient.apply(y, soft))  # type: ignore[no-untyped-call]

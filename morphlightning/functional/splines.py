@@ -16,7 +16,7 @@ from torch import Tensor
 from morphlightning.errors import ConfigError, DtypeError, NotSupportedError, ShapeError
 from morphlightning.functional.checks import check_real
 from morphlightning.ops import splines
-from morphlightning.ops.plain import plain
+from morphlightning.ops.plain import differentiated, plain
 
 Knots = tuple[float, float] | Tensor
 
@@ -137,7 +137,7 @@ def _check_out(where: str, out: Tensor, x: Tensor, values: Tensor, knots: Knots)
     if out.dtype != x.dtype:
         raise DtypeError(f"{where}: out is {out.dtype}, expected the dtype of x, {x.dtype}")
     given = (x, values, knots, out)
-    if torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given):
+    if differentiated(*given):
         raise NotSupportedError(f"{where}: out has no gradient; leave it out, or compute under torch.no_grad()")
 
 

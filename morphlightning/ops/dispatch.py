@@ -16,7 +16,7 @@ from morphlightning.backends import backend_for
 from morphlightning.errors import NotSupportedError
 from morphlightning.ops import eager, geometry, policy, vmap
 from morphlightning.ops.geometry import Geometry
-from morphlightning.ops.plain import plain
+from morphlightning.ops.plain import differentiated, plain
 from morphlightning.ops.policy import Policy
 from morphlightning.ops.statistics import GAP_BINS, NO_GHOSTS, Ghosts, gap_histogram
 from morphlightning.ops.view import OperatorView
@@ -342,7 +342,7 @@ def maxplus(x: Tensor, w: Tensor, where: Geometry, how: Policy, ghosts: Ghosts =
     """
     if has_torch_function((x, w)):  # a mode that looks at operators, such as that of directional derivatives
         return handle_torch_function(maxplus, (x, w), x, w, where, how, ghosts)
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or ghosts.wanted):
+    if differentiated(x, w) or (torch.is_grad_enabled() and ghosts.wanted):
         return _with_winners(x, w, where, how, ghosts)[0]
     return backend_for(x).value(x, w, where) if plain(x, w) else cast(Tensor, _value(x, w, where.key))
 

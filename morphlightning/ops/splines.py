@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from morphlightning import backends
-from morphlightning.ops.plain import plain
+from morphlightning.ops.plain import differentiated, plain
 
 Uniform = tuple[float, float]
 """First knot and distance between knots."""
@@ -32,7 +32,7 @@ def spline(x: Tensor, values: Tensor, knots: Uniform | Tensor, out: Tensor | Non
     if kernels is None:
         left, step, fraction = pieces(x, values, knots)
         return left + step * fraction
-    if _tracked(x, values, knots):
+    if differentiated(x, values, knots):
         y: Tensor = _Spline.apply(x, values, knots)  # type: ignore[no-untyped-call]
         return y
     y = kernels.value(x, values, knots, out)
@@ -46,7 +46,7 @@ def slope(x: Tensor, values: Tensor, knots: Uniform | Tensor, out: Tensor | None
         index, _ = _locate(x, knots, values.shape[1])
         _, step = _look_up(values, index)
         return torch.where(x.isnan(), x, step / _width(knots, index))
-    if _tracked(x, values, knots):
+    if differentiated(x, values, knots):
         y: Tensor = _Slope.apply(x, values, knots)  # type: ignore[no-untyped-call]
         return y
     y = kernels.slope(x, values, knots, out)
@@ -177,10 +177,6 @@ def _pull(gy: Tensor, x: Tensor, values: Tensor, knots: Uniform | Tensor, want_s
     empty = values.new_zeros(values.shape[0] * count)
     sums = torch.stack([empty.index_add(0, at, g.flatten()) for g in (gy, gy * fraction)])
     return gy * slope(x, values, knots), sums.view(2, -1, count)
-
-
-def _tracked(*given: Uniform | Tensor) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in given)
 
 
 def _kernels(x: Tensor, values: Tensor, knots: Uniform | Tensor, *others: Tensor) -> Any:

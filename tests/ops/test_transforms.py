@@ -220,3 +220,25 @@ def test_autocast_leaves_operators_in_the_dtype_of_their_input(dtype: torch.dtyp
     y.float().sum().backward()
     assert (x.grad.dtype, w.grad.dtype) == (torch.float32, torch.float32)
     assert torch.equal(mf.dilation(hidden.float(), w).to(dtype), y)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        mf.dilation,
+        mf.erosion,
+        lambda x, w: mf.soft_dilation(x, w, 2.0),
+        lambda x, w: mf.linear_spline(x, w, (-2.0, 2.0)),
+    ],
+    ids=["dilation", "erosion", "soft dilation", "spline"],
+)
+def test_autograd_outside_of_a_vmap_sees_through_it(run) -> None:
+    """As for a stack of networks that is trained: inside vmap no tensor says that it requires a gradient."""
+    x = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stack = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y = torch.func.vmap(run, in_dims=(None, 0))(x, stack)
+    one_by_one = torch.stack([run(x, w) for w in stack])
+    torch.testing.assert_close(y, one_by_one)
+    (seen,) = torch.autograd.grad(y.square().sum(), stack)
+    (expected,) = torch.autograd.grad(one_by_one.square().sum(), stack)
+    torch.testing.assert_close(seen, expected)

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from morphlightning.errors import NotSupportedError
 from morphlightning.ops import eager, geometry
 from morphlightning.ops.geometry import DENSE, Geometry
-from morphlightning.ops.plain import plain
+from morphlightning.ops.plain import differentiated, plain
 from morphlightning.ops.soft import ladder
 from morphlightning.ops.soft.product import Precision, Product
 from morphlightning.ops.vmap import vmap_by_loop
@@ -210,7 +210,7 @@ def log_sum_exp_plus(
     """
     if has_torch_function((x, w)):
         return handle_torch_function(log_sum_exp_plus, (x, w), x, w, beta, where, precision)
-    if not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+    if not differentiated(x, w):
         if plain(x, w):
             return ladder.value(x, w, beta, where, precision)[0]
         return cast(Tensor, _forward(x, w, beta, where.key, precision)[0])
