@@ -55,6 +55,7 @@ class BetaSchedule(Callback):
         if scale not in ("geometric", "linear"):
             raise ConfigError(f"BetaSchedule: scale must be 'geometric' or 'linear', got {scale!r}")
         self.start, self.end, self.until, self.harden_at, self.scale = start, end, until, harden_at, scale
+        self._layers: list[Hardenable] = []
 
     def beta(self, progress: float) -> float:
         """The inverse temperature at a share of the training."""
@@ -67,7 +68,8 @@ class BetaSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for what there is to set."""
-        if not any(isinstance(module, Hardenable) for module in pl_module.modules()):
+        self._layers = [module for module in pl_module.modules() if isinstance(module, Hardenable)]
+        if not self._layers:
             raise ConfigError(
                 f"BetaSchedule: {type(pl_module).__name__} has no soft layer; build it with SoftDilation, "
                 "SoftSignedDilation, ... or leave the callback out"
@@ -77,9 +79,8 @@ class BetaSchedule(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the inverse temperature of this batch."""
         beta = self.beta(progress(trainer))
-        for module in pl_module.modules():
-            if isinstance(module, Hardenable):
-                module.set_beta(beta)
+        for layer in self._layers:
+            layer.set_beta(beta)
         if beta < math.inf:
             pl_module.log("beta", beta)
 
