@@ -24,8 +24,8 @@ from morphlightning.models.backbones import check_images, check_in_shape, check_
 from morphlightning.models.losses import MarginHinge
 from morphlightning.models.training import COMPONENTS, PluginTraining
 
-START = {"name": "normal", "std": 0.1}
-OPTIMIZER = {"name": "adam", "lr": 0.03, "betas": [0.9, 0.99], "schedule": "cosine"}
+START = {"name": "normal", "std": 0.2}
+OPTIMIZER = {"name": "adam", "lr": 0.03, "betas": [0.9, 0.99], "eps": 1e-10, "schedule": "cosine"}
 
 
 class CertifiedClassifier(PluginTraining):
@@ -75,8 +75,8 @@ class CertifiedClassifier(PluginTraining):
         eps: float = 0.3,
         train_eps: float | None = None,
         clip: tuple[float, float] = (0.0, 1.0),
-        beta: tuple[float, float] = (10.0, 80.0),
-        harden_at: float = 0.95,
+        beta: tuple[float, float] = (10.0, 60.0),
+        harden_at: float = 0.7,
         cross_entropy: tuple[float, float] = (1.0, 0.02),
         max_shift: int = 1,
         precision: str = "full",

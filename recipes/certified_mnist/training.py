@@ -18,7 +18,7 @@ from morphlightning import SafeCheckpointIO
 from morphlightning.callbacks import LearningCurves
 from morphlightning.data import MNIST, FashionMNIST
 from morphlightning.errors import DataError
-from morphlightning.models import CertifiedClassifier
+from morphlightning.models.certified import OPTIMIZER, CertifiedClassifier
 
 DATA = {"mnist": MNIST, "fashion": FashionMNIST}
 RUN = "MORPHLIGHTNING_CERTIFIED_RUN"
@@ -51,14 +51,14 @@ class Setting:
         eps: The radius that is trained for, of pixels in [0, 1].
     """
 
-    hidden: tuple[int, ...] = (1024, 256)
-    epochs: int = 500
+    hidden: tuple[int, ...] = (2048, 256)
+    epochs: int = 300
     lr: float = 0.03
-    harden_at: float = 0.3
+    harden_at: float = 0.7
     beta: tuple[float, float] = (10.0, 60.0)
     train_eps: float = 4 / 3
     max_shift: int = 1
-    precision: str = "full"
+    precision: str = "bfloat16"
     batch: int = 512
     accelerator: str = "cpu"
     seeds: tuple[int, ...] = (0,)
@@ -80,7 +80,6 @@ PRESETS = {
         epochs=1500,
         harden_at=0.95,
         beta=(10.0, 80.0),
-        precision="bfloat16",
         accelerator="gpu",
         seeds=(0, 1, 2, 3, 4),
         steps=100,
@@ -126,7 +125,7 @@ def build(setting: Setting, seed: int) -> CertifiedClassifier:
         harden_at=setting.harden_at,
         max_shift=setting.max_shift,
         precision=setting.precision,
-        optimizer={"name": "adam", "lr": setting.lr, "betas": [0.9, 0.99], "schedule": "cosine"},
+        optimizer=OPTIMIZER | {"lr": setting.lr},
     )
 
 
