@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -23,13 +24,29 @@ class Activation(Protocol):
         ...
 
 
+def _alone(value: Tensor) -> Tensor:
+    return value.unsqueeze(0)
+
+
 class RegularizerContext(NamedTuple):
-    """What a regularizer may look at besides the module."""
+    """What a regularizer may look at besides the module.
+
+    Attributes:
+        input: What the module was given.
+        output: What it gave.
+        step: Optimizer steps taken so far.
+        dataset_size: Number of training samples; 0 where it is not known.
+        activations: Outputs of the submodules that ``watches`` names, of the last call of each; since 1.5.
+        gather: Values of all processes without their gradients, stacked along a new first axis; since 1.5. Every
+            process must call it equally often.
+    """
 
     input: Tensor
     output: Tensor
     step: int
     dataset_size: int
+    activations: Mapping[str, Tensor] = MappingProxyType({})
+    gather: Callable[[Tensor], Tensor] = _alone
 
 
 class Regularizer(Component):
@@ -37,6 +54,10 @@ class Regularizer(Component):
 
     def bind(self, module: nn.Module) -> None:
         """Look at the module once, before training; raise ConfigError where the term means nothing for it."""
+
+    def watches(self, module: nn.Module) -> Sequence[str]:
+        """Names of submodules whose outputs ``term`` wants to see in ``context.activations``; since 1.5."""
+        return ()
 
     @abstractmethod
     def term(self, module: nn.Module, context: RegularizerContext) -> Tensor:
@@ -154,6 +175,18 @@ class Hardenable(Protocol):
 
     def harden(self) -> nn.Module:
         """The layer at infinite beta, with a copy of the parameters."""
+        ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A module whose weights are random, and that knows what they tell beyond a prior; since 1.5."""
+
+    def kl(self) -> Tensor:
+        """KL of the law of the weights to the prior, in nats: the sum over all of them, never their mean.
+
+        A scalar that can be differentiated.
+        """
         ...
 
 

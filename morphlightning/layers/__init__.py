@@ -27,6 +27,7 @@ from morphlightning.layers.dense import (
     Opening,
     SupOfErosions,
 )
+from morphlightning.layers.gumbel import GumbelDilation
 from morphlightning.layers.initialization import initialize
 from morphlightning.layers.pooling import (
     MorphPool1d,
@@ -108,6 +109,7 @@ __all__ = [
     "Gradient1d",
     "Gradient2d",
     "Gradient3d",
+    "GumbelDilation",
     "MeanShift",
     "MinMaxPlus",
     "MinMaxPlus1d",

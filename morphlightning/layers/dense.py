@@ -14,7 +14,7 @@ from morphlightning.layers.base import MorphLayer
 from morphlightning.ops.statistics import Ghosts
 
 
-class _DenseLayer(MorphLayer):
+class DenseLayer(MorphLayer):
     """A layer with weights (out_features, in_features); options as for :class:`MorphLayer`."""
 
     def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
@@ -27,7 +27,7 @@ class _DenseLayer(MorphLayer):
         return self.begin(math.prod(x.shape[:-1]))
 
 
-class Dilation(_DenseLayer):
+class Dilation(DenseLayer):
     r"""Dense dilation :math:`y_i = \max_j x_j + w_{ij}`: (..., in_features) to (..., out_features).
 
     Args:
@@ -46,7 +46,7 @@ class Dilation(_DenseLayer):
         return max_plus(x, weight, self.pipeline.policy, ghosts)
 
 
-class Erosion(_DenseLayer):
+class Erosion(DenseLayer):
     r"""Dense erosion :math:`y_i = \min_j x_j - w_{ij}`: (..., in_features) to (..., out_features).
 
     Arguments as for :class:`Dilation`.
@@ -60,7 +60,7 @@ class Erosion(_DenseLayer):
         return min_plus(x, weight, self.pipeline.policy, ghosts)
 
 
-class Opening(_DenseLayer):
+class Opening(DenseLayer):
     """Dense opening with one weight for both stages: (..., in_features) to itself, by way of ``out_features`` units.
 
     Anti-extensive and idempotent. An input that no weight reaches gives -inf. Arguments as for :class:`Dilation`.
@@ -76,7 +76,7 @@ class Opening(_DenseLayer):
         return max_plus(eroded, weight.t(), policy, ghosts.arranged(torch.t))
 
 
-class Closing(_DenseLayer):
+class Closing(DenseLayer):
     """Dense closing with one weight for both stages; extensive and idempotent. As :class:`Opening`."""
 
     op: ClassVar[str] = "closing"

@@ -64,13 +64,13 @@ def build_optimizer(module: nn.Module, optimizer: Spec) -> torch.optim.Optimizer
 
 
 def _role(module: nn.Module, name: str) -> str:
+    roles: Mapping[str, str] = getattr(module, "roles", {})
+    if name in roles:
+        return roles[name]
     if isinstance(module, MorphLayer):
         return "morph"
     if isinstance(module, _NORM):
         return "norm"
-    roles: Mapping[str, str] = getattr(module, "roles", {})
-    if name in roles:
-        return roles[name]
     if name == "bias":
         return "bias"
     if isinstance(module, _LINEAR):

@@ -36,6 +36,7 @@ from morphlightning.models.loop_context import LoopContext
 from morphlightning.models.losses import Loss
 from morphlightning.models.parameters import build_optimizer, parameter_groups
 from morphlightning.models.passes import ends_pass, keep_count, training_data
+from morphlightning.models.watched import Watched
 
 COMPONENTS = {
     "activation": "activations",
@@ -83,6 +84,7 @@ class PluginTraining(L.LightningModule):
         self.diagnostics: list[Callback] = [
             registry.build("diagnostics", spec) for spec in _several("diagnostics", diagnostics)
         ]
+        self._watched = Watched()
         self._auxiliary: Any = []
         self._components: list[dict[str, str]] = []
         self._unsaveable: list[str] = []
@@ -130,12 +132,19 @@ class PluginTraining(L.LightningModule):
         """Data loss plus regularizers, logged as ``<prefix>/loss`` and ``regularizer/<name>``."""
         total = self.data_loss(output, target)
         self.log_mean(f"{prefix}/loss", total, inputs, on_step=True, prog_bar=True)
-        context = RegularizerContext(inputs, output, self.global_step, self._dataset_size)
+        size, seen = self._dataset_size, self._watched.activations
+        context = RegularizerContext(inputs, output, self.global_step, size, seen, self._of_all_processes)
         for name, regularizer in self.regularizers.items():
             term = regularizer.term(self, context)
             self.log_mean(f"regularizer/{name}", term, inputs)
             total = total + term
         return total
+
+    def _of_all_processes(self, value: Tensor) -> Tensor:
+        """Values of all processes, stacked, without gradients."""
+        gathered: Any = self.all_gather(value.detach())
+        stacked: Tensor = gathered.reshape(-1, *value.shape)
+        return stacked
 
     def log_mean(self, name: str, value: Tensor, inputs: Tensor, on_step: bool = False, prog_bar: bool = False) -> None:
         """Log the mean of ``value`` over the samples of an epoch and all processes."""
@@ -274,6 +283,15 @@ class PluginTraining(L.LightningModule):
                 shown = name in ("loss", "primal_residual")
                 self.log(f"train/{name}", value.detach(), prog_bar=shown, batch_size=len(inputs))
         return None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Watch the outputs that regularizers ask for."""
+        names = [name for regularizer in self.regularizers.values() for name in regularizer.watches(self)]
+        self._watched.begin(self, names)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look away, so that nothing else finds a hook."""
+        self._watched.end()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are reduced and unscaled: hand them through the update heuristics."""

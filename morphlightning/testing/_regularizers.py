@@ -100,14 +100,15 @@ def _bound(subject: Subject) -> tuple[Regularizer, nn.Module]:
 
 
 def _networks() -> list[nn.Module]:
-    """Small networks with 4 inputs and 3 outputs: morphological, with splines, and smooth."""
-    from morphlightning.layers import Dilation
+    """Small networks with 4 inputs and 3 outputs: morphological, with splines, smooth, and with random weights."""
+    from morphlightning.layers import Dilation, GumbelDilation
 
     spline = registry.build("activations", "morphlightning:linear_spline", channels=5, channel_dim=-1)
     return [
         nn.Sequential(Dilation(4, 5), nn.Linear(5, 3)),
         nn.Sequential(nn.Linear(4, 5), spline, nn.Linear(5, 3)),
         nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)),
+        nn.Sequential(GumbelDilation(4, 5), nn.Linear(5, 3)),
     ]
 
 
@@ -125,5 +126,12 @@ def _moved(regularizer: Regularizer, network: nn.Module, rate: float | None) -> 
 
 
 def _term(regularizer: Regularizer, network: nn.Module) -> Tensor:
-    x = torch.linspace(-1, 1, 24).view(6, 4)
-    return regularizer.term(network, RegularizerContext(x, network(x), step=0, dataset_size=6))
+    from morphlightning.models.watched import Watched
+
+    x, watched = torch.linspace(-1, 1, 24).view(6, 4), Watched()
+    watched.begin(network, regularizer.watches(network))
+    try:
+        context = RegularizerContext(x, network(x), step=0, dataset_size=6, activations=watched.activations)
+        return regularizer.term(network, context)
+    finally:
+        watched.end()

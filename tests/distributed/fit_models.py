@@ -48,6 +48,9 @@ CASES: dict[str, dict[str, Any]] = {
             for name in ("gradient_density", "tie_monitor", "radius_monitor", "decrease_monitor")
         ],
     },
+    "activation_information": {
+        "regularizers": [{"name": "activation_information", "weight": 0.01, "noise": 0.5}],
+    },
     "morph_sgd": {
         "optimizer": {"name": "morph_sgd", "lr": 0.3, "morph_momentum": 0.5, "radius_clip": 0.3, "other_lr": 0.05},
         "derivative": {"name": "bouligand", "eps": 0.02},

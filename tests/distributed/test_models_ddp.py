@@ -41,6 +41,7 @@ def run(folder: Path, case: str, devices: int) -> dict[str, Any]:
         pytest.param("sup_norm", marks=slow),
         pytest.param("radius_clipped", marks=slow),
         pytest.param("signum", marks=slow),
+        pytest.param("activation_information", marks=slow),
         pytest.param("default", marks=slow),
         pytest.param("count_normalized", marks=slow),
         pytest.param("bouligand", marks=slow),
