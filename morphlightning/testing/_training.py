@@ -68,7 +68,7 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     logger: Logger | None = None,
 ) -> pl.Trainer:
-    """Train in this process on the CPU, quietly, from a fixed random state; with indices for what owns samples."""
+    """Train and validate on the CPU, quietly, from a fixed random state; with indices for what owns samples."""
     torch.manual_seed(4)
     random.seed(4)
     np.random.seed(4)
@@ -86,7 +86,7 @@ def fit(
             default_root_dir=folder,
         )
         loader = indexed(data()) if model.owns_samples else data()
-        trainer.fit(model, loader, ckpt_path=resume_from, weights_only=None if resume_from is None else True)
+        trainer.fit(model, loader, data(), ckpt_path=resume_from, weights_only=None if resume_from is None else True)
         if save_to is not None:
             trainer.save_checkpoint(save_to)
     return trainer

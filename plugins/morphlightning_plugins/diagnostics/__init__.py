@@ -5,6 +5,15 @@ from morphlightning_plugins.diagnostics.gradient_density import GradientDensity
 from morphlightning_plugins.diagnostics.lipschitz_audit import LipschitzAudit
 from morphlightning_plugins.diagnostics.radius_monitor import RadiusMonitor
 from morphlightning_plugins.diagnostics.spline_monitor import SplineMonitor
+from morphlightning_plugins.diagnostics.stability_monitor import StabilityMonitor
 from morphlightning_plugins.diagnostics.tie_monitor import TieMonitor
 
-__all__ = ["DecreaseMonitor", "GradientDensity", "LipschitzAudit", "RadiusMonitor", "SplineMonitor", "TieMonitor"]
+__all__ = [
+    "DecreaseMonitor",
+    "GradientDensity",
+    "LipschitzAudit",
+    "RadiusMonitor",
+    "SplineMonitor",
+    "StabilityMonitor",
+    "TieMonitor",
+]
