@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from morphlightning.errors import ConfigError
 from morphlightning.guarantees.robustness import certified_margins, certified_radii
 from morphlightning.guarantees.robustness.boxes import Clip, check_eps
-from morphlightning.guarantees.robustness.certificates import Method, largest_radius
+from morphlightning.guarantees.robustness.certificates import Method, classifier_of, largest_radius
 from morphlightning.lipschitz.spec import Measured
 
 
@@ -31,7 +31,7 @@ class CertifiedAccuracy(Metric):
 
     Args:
         eps: Radii in the units of the data, such as 0.3 or 8/255 for pixels in [0, 1].
-        method: ``lipschitz``, ``interval`` or ``exact``.
+        method: ``lipschitz``, ``interval``, ``exact`` or ``int16``, which is about the exported network.
         clip: Range of the data.
         norm: Of the ball: ``linf``, or ``l2`` for ``lipschitz``.
         confidence: Of the intervals.
@@ -88,6 +88,7 @@ class CertifiedAccuracy(Metric):
             NotCertifiable: No bound is known for a layer.
             DataError: Images outside the range of the data.
         """
+        network = classifier_of(network, self.method)
         for i, eps in enumerate(self.eps, 1):
             margins = certified_margins(network, images, labels, eps, self.method, self.clip, self.norm)
             self.hits[i] += (margins > 0).sum()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.errors import ConfigError, DataError
+from morphlightning.guarantees.robustness.margins import margin
 
 Clip = tuple[float, float] | None
 """Lowest and highest value that data can have, or None where they have no bounds."""
@@ -25,9 +26,9 @@ class Box(NamedTuple):
         return torch.cat(self)
 
     def margins(self, labels: Tensor) -> Tensor:
-        """The least that the output of the label lies above all others in a box of outputs (batch, classes)."""
-        least = self.lower.double().gather(1, labels[:, None])[:, 0]
-        return least - others(self.upper.double(), labels).amax(1)
+        """The least margin in a box of outputs (batch, classes), in float64: the label's lower end, others' upper."""
+        label = labels[:, None]
+        return margin(self.upper.double().scatter(1, label, self.lower.double().gather(1, label)), labels)
 
 
 def others(logits: Tensor, labels: Tensor) -> Tensor:

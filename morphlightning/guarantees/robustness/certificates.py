@@ -8,6 +8,8 @@ the ball :math:`\|z - x\| \le \epsilon`, cut to the range of the data, certifies
   the constant of what is before it times :math:`\|A_y - A_k\|_1` (linf) or :math:`\|A_y - A_k\|_2` (l2).
 - ``interval``: the box of outputs over the cut ball (:mod:`morphlightning.guarantees.robustness.intervals`).
 - ``exact``: the box of inputs of the last layer, and its exact worst margin over that box; exact for one layer.
+- ``int16``: intervals of the network with weights rounded to the grid of grey levels, in integers
+  (:func:`morphlightning.guarantees.robustness.export_int16`); nothing is rounded, and nothing is assumed of floats.
 
 Derived here; docs/guarantees.md has the proofs and says what is claimed.
 """
@@ -23,12 +25,14 @@ from torch import Tensor, nn
 from morphlightning.errors import ConfigError, DataError, NotCertifiable, ShapeError
 from morphlightning.guarantees.robustness.boxes import Clip, box_around, check_eps, check_range, others
 from morphlightning.guarantees.robustness.exact import exact_margins
+from morphlightning.guarantees.robustness.exporting import export_int16
+from morphlightning.guarantees.robustness.integers import IntegerNetwork
 from morphlightning.guarantees.robustness.intervals import propagate
 from morphlightning.guarantees.robustness.rounding import forward_error
 from morphlightning.lipschitz import certify
 from morphlightning.lipschitz.spec import Measured, layers_of, place
 
-Method = Literal["lipschitz", "interval", "exact"]
+Method = Literal["lipschitz", "interval", "exact", "int16"]
 HALVINGS = 14
 """Of the interval in which a radius is looked for."""
 
@@ -45,8 +49,8 @@ def certified_margins(
     """Lower bounds of the worst margin of each sample in the ball of radius eps; positive ones are certificates.
 
     Args:
-        network: A Sequential of layers with rules, in evaluation mode.
-        x: Samples (batch, ...).
+        network: A Sequential of layers with rules, in evaluation mode; for ``int16`` also an exported one.
+        x: Samples (batch, ...); for ``int16`` images of grey levels, in [0, 1] or as integers.
         labels: Classes (batch,).
         eps: Radius, in the units of x, or one for each sample.
         method: See the module; intervals are the strongest for morphological networks, constants for others.
@@ -55,7 +59,7 @@ def certified_margins(
 
     Returns:
         (batch,), in float64, in the units of the outputs. They hold in exact arithmetic and as the network computes,
-        in its dtype, outside autocast; NaN certifies nothing.
+        in its dtype, outside autocast; those of ``int16`` are for the exported network. NaN certifies nothing.
 
     Raises:
         NotCertifiable: No bound is known for a layer; the message names it.
@@ -63,6 +67,10 @@ def certified_margins(
         DataError: x has values outside ``clip``, or labels are no classes.
     """
     _check(method, norm, x, labels)
+    if method == "int16":
+        exported, _ = _integers(network, x, clip, eps)
+        _checked(exported(x[:1]), labels)
+        return exported.unit * exported.margins(x, labels, exported.whole_levels(eps, x)).double()
     if method == "lipschitz":
         check_eps(eps, None if norm == "l2" else clip)
         check_range(x, clip)
@@ -115,7 +123,28 @@ def certified_radii(
         return _quotient(gaps, constants)
     limit = largest_radius(limit, clip)
     check_eps(limit, clip)
+    if method == "int16":
+        exported, width = _integers(network, x, clip, limit)
+        _checked(exported(x[:1]), labels)
+        levels = exported.radii(x, labels, math.floor(limit * exported.levels / width + 1e-9))
+        return levels.double() * (width / exported.levels)
     return _bisected(network, x, labels, method, clip, limit)
+
+
+def classifier_of(network: nn.Module, method: Method) -> nn.Module:
+    """The network that a method certifies: the exported one for ``int16``, else the network itself."""
+    return export_int16(network) if method == "int16" and not isinstance(network, IntegerNetwork) else network
+
+
+def _integers(network: nn.Module, x: Tensor, clip: Clip, eps: float | Tensor) -> tuple[IntegerNetwork, float]:
+    """The exported network, and the width of the range of x."""
+    exported = classifier_of(network, "int16")
+    assert isinstance(exported, IntegerNetwork)
+    expected = (0, 1) if x.is_floating_point() else (0, exported.levels)
+    if clip is not None and tuple(clip) != expected:
+        raise ConfigError(f"method='int16' on images of dtype {x.dtype} needs clip={expected}, got {clip}")
+    check_eps(eps, expected)
+    return exported, float(expected[1])
 
 
 def largest_radius(limit: float | None, clip: Clip) -> float:

@@ -110,6 +110,11 @@ def _min_max_plus(module: Any, box: Box) -> Box:
     return propagate(nn.Sequential(module.linear, module.dilation, module.erosion), box)
 
 
+@register_interval(layers.Shift)
+def _shift(module: layers.Shift, box: Box) -> Box:
+    return widened(module(box.lower), module(box.upper))
+
+
 @register_interval(layers.MeanShift)
 def _mean_shift(module: layers.MeanShift, box: Box) -> Box:
     check_evaluation(module)
