@@ -66,7 +66,7 @@ def export_int16(network: nn.Module, levels: int = 255, sublevels: int = 1) -> I
             raise type(error)(f"export_int16: {place(name, layer)}: {error}") from error
         rounded += isinstance(part, IntegerLayer | IntegerShift)
         parts.append(part)
-    return IntegerNetwork(nn.Sequential(*parts), levels, sublevels, rounded)
+    return IntegerNetwork(nn.Sequential(*parts), levels, sublevels, rounded).eval()
 
 
 def _exported(layer: Any, unit: int, reach: Range) -> tuple[nn.Module, Range]:
