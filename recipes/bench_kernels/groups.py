@@ -6,6 +6,7 @@ GROUPS = {
     "ties": "dense",
     "policies": "policies",
     "soft": "dense",
+    "signed": "signed",
     "depthwise": "windows",
     "full": "windows",
     "flat": "windows",

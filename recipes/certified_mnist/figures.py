@@ -29,7 +29,7 @@ def radii(found: Sequence[Examined], setting: Setting, records: Mapping[float, f
         axes.plot([radius], [100 * accuracy], "*", color="black", markersize=10)
         axes.annotate("published best", (radius, 100 * accuracy), (4, 5), textcoords="offset points", fontsize=8)
     axes.axvline(setting.eps, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="radius, of pixels in [0, 1]", ylabel="test images (%)", ylim=(0, 102), xlim=(0, float(eps[-1])))
+    axes.set(xlabel="radius, of pixels in [0, 1]", ylabel="test images (%)", ylim=(0, 106), xlim=(0, float(eps[-1])))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     return figure
