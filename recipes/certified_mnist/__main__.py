@@ -73,7 +73,7 @@ def run(chosen: argparse.Namespace) -> None:
         training.write(setting, report.folder)
     report.name = "certified_mnist"
     study(setting, report)
-    report.console.print(f"results: {report.folder}", soft_wrap=True)
+    report.finish()
 
 
 if __name__ == "__main__":

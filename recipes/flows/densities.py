@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import plots
 import torch
-from report import Report, spread
+from shared.report import Report, spread
 from study import METHODS, Setting, Trained, tested, train
 
 from morphlightning.data import ToyDensity
@@ -47,7 +47,7 @@ def run(setting: Setting, report: Report) -> None:
                     shown = setting.size(4000, 8000, 20)
                     data[density] = toys.points("test")[:shown]
                     learned[density][name] = picture(trained, setting.size(120, 200, 8), shown)
-    report.runs(rows)
+    report.runs(rows, "runs")
     report.table("negative log-likelihood of test points (nats)", summary(rows))
     report.table("all densities: processor time and round trips", costs(rows))
     report.figure("pictures", plots.densities(data, learned))

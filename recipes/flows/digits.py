@@ -11,7 +11,7 @@ from collections import defaultdict
 
 import plots
 import torch
-from report import Report, spread
+from shared.report import Report, spread
 from study import METHODS, Setting, tested, train
 
 from morphlightning.data import Digits
@@ -35,7 +35,7 @@ def run(setting: Setting, report: Report) -> None:
                 sheets[name] = trained.model.sample(SHOWN, torch.Generator().manual_seed(0))
     data.setup("test")
     sheets = {"data": next(iter(data.test_dataloader()))[0][:SHOWN]} | sheets
-    report.runs(rows)
+    report.runs(rows, "runs")
     report.table("bits per dimension", summary(rows))
     report.figure("sheet", plots.sheet(sheets))
     report.say(f"Equally probable grey levels cost {math.log2(LEVELS):.3f} bits per dimension.")

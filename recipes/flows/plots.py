@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -23,12 +22,6 @@ class Learned(NamedTuple):
 
     density: Tensor
     samples: Tensor
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure and release it."""
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def densities(data: Mapping[str, Tensor], learned: Mapping[str, Mapping[str, Learned]]) -> Figure:

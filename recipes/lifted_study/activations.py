@@ -72,8 +72,8 @@ def run(setting: Setting, report: Report) -> None:
         net = network((pixels, hidden, pixels), seed, activation).double()
         increases[name] = largest_increase(net, exact, setting.size(500, 20))
         lines.append(line | {"largest increase": f"{increases[name]:.1e}"})
-    report.runs("runs", [row for one in runs for row in one.rows()])
-    report.runs("increases", [{"activation": name, "increase": value} for name, value in increases.items()])
+    report.runs([row for one in runs for row in one.rows()], "runs")
+    report.runs([{"activation": name, "increase": value} for name, value in increases.items()], "increases")
     report.table(f"After {last} iterations, MSE / PSNR; seed {seed}", lines)
     title = f"{pixels}-{hidden}-{pixels}, {size} images, seed {seed}"
     auto = {one.settings: [one] for one in runs if one.method == "lifted MM"}

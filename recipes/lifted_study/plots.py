@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -34,12 +33,6 @@ def panels(rows: int, columns: int, width: float, height: float, **options: Any)
     return plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **options
     )
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure and release it."""
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def curves(found: Mapping[str, Sequence[Run]], title: str, labels: tuple[str, str, str]) -> Figure:

@@ -50,6 +50,6 @@ def run(setting: Setting, report: Report) -> None:
             largest = max(largest, abs(points[-1].score - runs[-1 - list(PRECISIONS).index(precision)].at(last).score))
             cells = {f"@{k}": f"{runs[-1].at(k).loss:.6f} / {runs[-1].at(k).score:.3f}" for k in at}
             lines.append({"method": method, "precision": precision, **cells, "weights off by": f"{off:.1e}"})
-    report.runs("runs", [row for one in runs for row in one.rows()])
+    report.runs([row for one in runs for row in one.rows()], "runs")
     report.table(f"MSE / PSNR after iterations, weights relative to those in float64; seed {seed}", lines)
     report.say(f"After {last} iterations the held-out PSNR differs from that in float64 by at most {largest:.3f} dB.")

@@ -75,7 +75,7 @@ def run(setting: Setting, report: Report) -> None:
                 refused.append(f"{name} {value}")
                 continue
         found.setdefault(name, {})[value] = Run(name, value, seed, done[str(settings)])
-    report.runs("runs", [row for runs in found.values() for run in runs.values() for row in run.rows()])
+    report.runs([row for runs in found.values() for run in runs.values() for row in run.rows()], "runs")
     title = f"{pixels}-{hidden}-{pixels}, {size} images, seed {seed}"
     report.table(f"{title}: MSE / PSNR after iterations", [line(run, at) for f in found.values() for run in f.values()])
     report.figure("settings", draw(found, at, title))

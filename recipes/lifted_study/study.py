@@ -78,8 +78,8 @@ class Contest:
                     name = f"{candidate.name}, by training loss"
                     found[name] = self.runs(candidate, lowest, name)
         if grid:
-            report.runs("chosen", grid)
-        report.runs("runs", [row for runs in found.values() for run in runs for row in run.rows()])
+            report.runs(grid, "chosen")
+        report.runs([row for runs in found.values() for run in runs for row in run.rows()], "runs")
         return found
 
     def choose(self, candidate: Candidate) -> tuple[Settings, list[tuple[Settings, Point]]]:

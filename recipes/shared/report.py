@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -34,10 +36,10 @@ class Report:
     name: str = ""
 
     @classmethod
-    def begin(cls, results: Path) -> Report:
+    def begin(cls, results: Path, threads: int | None = None) -> Report:
         folder = results / f"{datetime.now():%Y%m%d-%H%M%S}"
         folder.mkdir(parents=True)  # fails rather than mixing two runs
-        (folder / "facts.txt").write_text("".join(f"{name}: {value}\n" for name, value in facts().items()))
+        (folder / "facts.txt").write_text("".join(f"{name}: {value}\n" for name, value in facts(threads).items()))
         report = cls(folder)
         if not report.console.is_terminal:
             report.console.width = 160
@@ -48,21 +50,27 @@ class Report:
         """Everything inside belongs to the part ``name``."""
         self.name = name
         self.console.rule(f"[bold]{name}")
-        self.console.print(about or "", highlight=False, markup=False)
-        self.write(f"\n## {name}\n\n{about}")
+        self.console.print(" ".join((about or "").split()), "", highlight=False, markup=False)
+        self.write(f"\n## {name}\n\n{about or ''}")
         began = time.process_time()
         yield
         seconds = f"{name}: {time.process_time() - began:.0f} s of processor time."
         self.console.print(f"{seconds}\n", style="dim")
         self.write(f"\n{seconds}\n")
 
-    def track(self, items: Sequence[T]) -> Iterable[T]:
+    def track(self, items: Sequence[T], description: str = "") -> Iterable[T]:
         """The items, with a progress bar."""
-        return track(items, self.name, console=self.console, transient=True, disable=not self.console.is_terminal)
+        hidden = not self.console.is_terminal
+        return track(items, description or self.name, console=self.console, transient=True, disable=hidden)
 
-    def runs(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def note(self, sentence: str) -> None:
+        """Progress, shown and not written."""
+        self.console.print(sentence, style="dim", highlight=False, markup=False)
+
+    def runs(self, rows: Sequence[Mapping[str, Any]], name: str = "") -> None:
         """Write all rows, unrounded."""
-        with open(self.folder / f"{self.name}.csv", "x", newline="") as file:
+        file_name = f"{self.name}_{name}.csv" if name else f"{self.name}.csv"
+        with open(self.folder / file_name, "x", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
@@ -88,14 +96,21 @@ class Report:
         """Write a figure as PNG."""
         path = self.folder / f"{self.name}_{name}.png"
         figure.savefig(path, dpi=110)
-        self.write(f"\n![{name}]({path.name})\n")
+        plt.close(figure)
+        self.write(f"\n![{name.replace('_', ' ')}]({path.name})\n")
+
+    def finish(self, remark: str = "") -> None:
+        """Say where everything is."""
+        if remark:
+            self.console.print(remark)
+        self.console.print(f"results: {self.folder}", soft_wrap=True)
 
     def write(self, text: str) -> None:
         with open(self.folder / "findings.md", "a", encoding="utf-8") as file:
             file.write(text)
 
 
-def facts() -> dict[str, str]:
+def facts(threads: int | None = None) -> dict[str, str]:
     """Where and with what the results were made."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -103,12 +118,15 @@ def facts() -> dict[str, str]:
         "date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "command": " ".join(["python", *sys.argv]),
         "commit": commit.stdout.strip() or "unknown",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("morphlightning", "torch")),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("morphlightning", "torch", "lightning")),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **({} if threads is None else {"threads": str(threads)}),
     }
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation."""
+    """Mean and, of several, standard deviation; "diverged" where a value is none."""
+    if not all(map(math.isfinite, values)):
+        return "diverged"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"

@@ -1,7 +1,6 @@
 """The recipe measures what it says, writes what it shows, and overwrites nothing."""
 
 import csv
-import importlib
 import runpy
 import subprocess
 import sys
@@ -13,32 +12,20 @@ import torch
 FOLDER = Path(__file__).parents[2] / "recipes" / "flows"
 
 
-@pytest.fixture
-def module(monkeypatch):
-    """Imports modules of the recipe as it does itself, and forgets them afterwards."""
-    monkeypatch.syspath_prepend(FOLDER)
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-
-
 def rows(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
 @pytest.mark.parametrize("part", ["densities", "digits"])
-def test_a_part_writes_runs_a_table_and_pictures(part, module, tmp_path, monkeypatch):
-    few = {name: module("study").METHODS[name] for name in ("affine coupling", "quadratic-spline coupling")}
-    monkeypatch.setattr(module(part), "METHODS", few)
+def test_a_part_writes_runs_a_table_and_pictures(part, recipe, tmp_path, monkeypatch):
+    few = {name: recipe("study").METHODS[name] for name in ("affine coupling", "quadratic-spline coupling")}
+    monkeypatch.setattr(recipe(part), "METHODS", few)
     if part == "densities":
-        monkeypatch.setattr(module(part), "DENSITIES", ("rings", "checkerboard"))
+        monkeypatch.setattr(recipe(part), "DENSITIES", ("rings", "checkerboard"))
     seeds = (0, 1) if part == "digits" else (0,)
-    report = module("report").Report.begin(tmp_path, threads=1)
-    with report.part(part, module(part).__doc__):
-        module(part).run(module("study").Setting("quick", seeds), report)
+    report = recipe("shared.report").Report.begin(tmp_path, threads=1)
+    with report.part(part, recipe(part).__doc__):
+        recipe(part).run(recipe("study").Setting("quick", seeds), report)
     runs = rows(report.folder / f"{part}_runs.csv")
     assert {row["method"] for row in runs} == set(few)
     assert {row["seed"] for row in runs} == set(map(str, seeds))
@@ -70,9 +57,9 @@ def test_what_cannot_be_done_is_refused(arguments, complaint, capsys):
     assert complaint in capsys.readouterr().err
 
 
-def test_known_entropies_are_right(module):
+def test_known_entropies_are_right(recipe):
     """By the density at points of it, for the mixture; by counting fields, for the board."""
-    densities = module("densities")
+    densities = recipe("densities")
     points = densities.ToyDensity("eight_gaussians", test_size=50_000).points("test")
     angles = torch.arange(8) * torch.pi / 4
     centres = 2 * torch.stack([angles.cos(), angles.sin()], 1)

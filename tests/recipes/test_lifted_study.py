@@ -1,7 +1,6 @@
 """The study measures what it says; the methods it compares with minimize their blocks; nothing is overwritten."""
 
 import csv
-import importlib
 import math
 import runpy
 import subprocess
@@ -19,20 +18,8 @@ FOLDER = Path(__file__).parents[2] / "recipes" / "lifted_study"
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """Imports modules of the study as it does itself, and forgets them afterwards."""
-    monkeypatch.syspath_prepend(FOLDER)
-    names = [path.stem for path in FOLDER.glob("*.py")]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def tiny(module):
-    return module("study").Setting(module("problems").Images.digits(), (0,), quick=True)
+def tiny(recipe):
+    return recipe("study").Setting(recipe("problems").Images.digits(), (0,), quick=True)
 
 
 def study(*arguments):
@@ -62,15 +49,15 @@ FEWER = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_writes_runs_a_table_and_what_came_out(part, module, tiny, tmp_path, monkeypatch):
+def test_a_part_writes_runs_a_table_and_what_came_out(part, recipe, tiny, tmp_path, monkeypatch):
     name, words = PARTS[part]
     for table, keys in FEWER.get(part, {}).items():
-        kept = {key: getattr(module(name), table)[key] for key in keys}
-        monkeypatch.setattr(module(name), table, kept)
-    monkeypatch.setattr(module("study"), "climb", lambda axes, start, point: (start, [(start, point(start))]))
-    report = module("report").Report.begin(tmp_path, threads=1)
-    with report.part(part, module(name).__doc__):
-        module(name).run(tiny, report)
+        kept = {key: getattr(recipe(name), table)[key] for key in keys}
+        monkeypatch.setattr(recipe(name), table, kept)
+    monkeypatch.setattr(recipe("study"), "climb", lambda axes, start, point: (start, [(start, point(start))]))
+    report = recipe("shared.report").Report.begin(tmp_path, threads=1)
+    with report.part(part, recipe(name).__doc__):
+        recipe(name).run(tiny, report)
     runs = rows(report.folder / f"{part}_runs.csv")
     assert {"iteration", "loss", "score"} <= runs[0].keys()
     ends = {}
@@ -105,23 +92,23 @@ def test_what_cannot_be_done_is_refused(arguments, complaint, capsys):
     assert complaint in capsys.readouterr().err
 
 
-def test_results_are_not_overwritten(module, tmp_path):
-    report = module("report").Report.begin(tmp_path, threads=1)
+def test_results_are_not_overwritten(recipe, tmp_path):
+    report = recipe("shared.report").Report.begin(tmp_path, threads=1)
     with report.part("part", "About."):
-        report.runs("table", [{"a": 1}])
+        report.runs([{"a": 1}], "table")
         with pytest.raises(FileExistsError):
-            report.runs("table", [{"a": 2}])
+            report.runs([{"a": 2}], "table")
 
 
-def test_where_adam_wins_is_said_and_where_it_does_not(module, tmp_path):
-    report = module("report").Report.begin(tmp_path, threads=1)
-    training = module("training")
+def test_where_adam_wins_is_said_and_where_it_does_not(recipe, tmp_path):
+    report = recipe("shared.report").Report.begin(tmp_path, threads=1)
+    training = recipe("training")
 
     def runs(loss, score):
         return [training.Run("m", "", 0, [training.Point(0, 9.0, 0.0, 0.0), training.Point(5, loss, score, 1.0)])]
 
-    module("classification").conclude({"Adam": runs(0.1, 90.0), "BADMM": runs(0.2, 80.0)}, 5, report)
-    module("classification").conclude({"Adam": runs(0.2, 80.0), "BADMM": runs(0.1, 90.0)}, 5, report)
+    recipe("classification").conclude({"Adam": runs(0.1, 90.0), "BADMM": runs(0.2, 80.0)}, 5, report)
+    recipe("classification").conclude({"Adam": runs(0.2, 80.0), "BADMM": runs(0.1, 90.0)}, 5, report)
     said = (report.folder / "findings.md").read_text()
     assert "Adam wins here: after 5 iterations Adam has a test accuracy of 90.00 %" in said
     assert "also fits the training data better: lowest training cross-entropy 0.1000" in said
@@ -130,8 +117,8 @@ def test_where_adam_wins_is_said_and_where_it_does_not(module, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
-def test_the_parts_of_a_problem_share_no_image_and_a_seed_draws_the_noise(module):
-    images = module("problems").Images.digits()
+def test_the_parts_of_a_problem_share_no_image_and_a_seed_draws_the_noise(recipe):
+    images = recipe("problems").Images.digits()
     one, two = images.denoising(50, 0), images.denoising(50, 1)
     torch.testing.assert_close(one.train.y, images.train.x[:50])
     torch.testing.assert_close(torch.cat([one.validation.y, one.test.y]), images.test.x[:300])
@@ -140,8 +127,8 @@ def test_the_parts_of_a_problem_share_no_image_and_a_seed_draws_the_noise(module
     assert (one.train.x - one.train.y).std().item() == pytest.approx(0.3, rel=0.05)
 
 
-def test_means_that_centring_takes_away_are_added_where_it_is_judged(module):
-    images = module("problems").Images.digits()
+def test_means_that_centring_takes_away_are_added_where_it_is_judged(recipe):
+    images = recipe("problems").Images.digits()
     problem = images.denoising(50, 0, centred=True)
     nothing = torch.nn.Linear(64, 64)
     torch.nn.init.zeros_(nothing.weight)
@@ -153,18 +140,18 @@ def test_means_that_centring_takes_away_are_added_where_it_is_judged(module):
     assert score == pytest.approx(-10 * math.log10(mse), rel=1e-5)
 
 
-def test_the_settings_that_others_are_compared_with_are_those_of_badmm(module):
-    base = {name: value for name, value in module("sensitivity").BASE.items() if name != "x_step"}
-    chain = Chain(module("training").network((6, 5, 4), 0))
-    named = Badmm(chain, SquaredError(), **module("training").per_layer(base))
+def test_the_settings_that_others_are_compared_with_are_those_of_badmm(recipe):
+    base = {name: value for name, value in recipe("sensitivity").BASE.items() if name != "x_step"}
+    chain = Chain(recipe("training").network((6, 5, 4), 0))
+    named = Badmm(chain, SquaredError(), **recipe("training").per_layer(base))
     plain = Badmm(chain, SquaredError(), ridge=(100.0, 1.0))
     for name in (*(set(base) - {"order", "ridge_2"}), "before", "after", "mirrors"):
         assert getattr(plain, name) == getattr(named, name), name
 
 
-def test_what_batches_keep_of_samples_follows_them(module, tiny):
+def test_what_batches_keep_of_samples_follows_them(recipe, tiny):
     problem = tiny.images.denoising(60, 0, dtype=torch.float64)
-    training = module("training")
+    training = recipe("training")
     settings = {"mu": 2.0, "ridge": 3.0, "ridge_2": 0.5}
     nets = [training.network((64, 8, 64), 0).double() for _ in range(2)]
     step = training.lifted_batches(Incremental, 60, **settings)(nets[0], problem, 0)
@@ -176,19 +163,19 @@ def test_what_batches_keep_of_samples_follows_them(module, tiny):
     torch.testing.assert_close(nets[0][2].weight, nets[1][2].weight, rtol=1e-8, atol=1e-9)
 
 
-def test_batches_take_each_sample_once_a_pass(module):
+def test_batches_take_each_sample_once_a_pass(recipe):
     seen = []
-    step = module("training")._in_batches(lambda part: seen.append(part.tolist()), 10, 4, True, 0)
+    step = recipe("training")._in_batches(lambda part: seen.append(part.tolist()), 10, 4, True, 0)
     step()
     assert [len(part) for part in seen] == [4, 4, 2]
     assert sorted(row for part in seen for row in part) == list(range(10))
-    one = module("training")._in_batches(lambda part: seen.append(part.tolist()), 10, 4, False, 0)
+    one = recipe("training")._in_batches(lambda part: seen.append(part.tolist()), 10, 4, False, 0)
     one()
     assert len(seen) == 4
 
 
-def test_a_run_that_fails_has_diverged_and_goes_on_no_more(module, tiny):
-    training, calls = module("training"), []
+def test_a_run_that_fails_has_diverged_and_goes_on_no_more(recipe, tiny):
+    training, calls = recipe("training"), []
 
     def way(network, problem, seed):
         def step():
@@ -204,12 +191,12 @@ def test_a_run_that_fails_has_diverged_and_goes_on_no_more(module, tiny):
     assert math.isnan(run.at(5).loss)
     assert run.diverged(5)
     assert not run.diverged(2)
-    table = module("report").summary({"m": [run]}, (2, 5))
+    table = recipe("report").summary({"m": [run]}, (2, 5))
     assert table[0]["MSE @5"] == "diverged" != table[0]["MSE @2"]
 
 
-def test_an_increase_of_the_objective_is_found(module, tiny, monkeypatch):
-    activations, training = module("activations"), module("training")
+def test_an_increase_of_the_objective_is_found(recipe, tiny, monkeypatch):
+    activations, training = recipe("activations"), recipe("training")
     problem = tiny.images.denoising(40, 0, dtype=torch.float64)
 
     class Spoiled(MajorizeMinimize):
@@ -224,8 +211,8 @@ def test_an_increase_of_the_objective_is_found(module, tiny, monkeypatch):
     assert falling < 0 < spoiled
 
 
-def test_climbing_ends_at_the_best_point_and_never_at_one_that_failed(module):
-    study, training = module("study"), module("training")
+def test_climbing_ends_at_the_best_point_and_never_at_one_that_failed(recipe):
+    study, training = recipe("study"), recipe("training")
     axes = {"a": (1.0, 2.0, 3.0, 4.0), "b": (0.0, 1.0, 2.0)}
 
     def point(settings):
@@ -240,8 +227,8 @@ def test_climbing_ends_at_the_best_point_and_never_at_one_that_failed(module):
 
 # ------------------------------------------------------------------------------------------- the methods of others
 @pytest.fixture
-def others(module):
-    return module("others")
+def others(recipe):
+    return recipe("others")
 
 
 def test_pre_activations_minimize_their_block(others):
@@ -288,16 +275,16 @@ def test_weights_minimize_their_block(others):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def splitting(module, kind, **settings):
+def splitting(recipe, kind, **settings):
     generator = torch.Generator().manual_seed(3)
     x, y = (torch.randn(30, size, generator=generator, dtype=torch.float64) for size in (6, 4))
-    net = module("training").network((6, 8, 5, 4), 0).double()
+    net = recipe("training").network((6, 8, 5, 4), 0).double()
     return kind(Chain(net), x, y, gamma=0.7, rho=0.4, ridge=(0.5, 0.1), **settings)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.8])
-def test_block_coordinate_descent_never_increases_its_objective(others, module, alpha):
-    method = splitting(module, others.BlockCoordinateDescent, alpha=alpha)
+def test_block_coordinate_descent_never_increases_its_objective(others, recipe, alpha):
+    method = splitting(recipe, others.BlockCoordinateDescent, alpha=alpha)
     values = [method.objective()]
     for _ in range(40):
         method.iterate()
@@ -307,8 +294,8 @@ def test_block_coordinate_descent_never_increases_its_objective(others, module, 
     assert values[-1] < 0.7 * values[0]
 
 
-def test_the_output_blocks_of_admm_minimize_theirs_and_the_multiplier_waits(others, module):
-    method = splitting(module, others.PenaltyAdmm, warm=1)
+def test_the_output_blocks_of_admm_minimize_theirs_and_the_multiplier_waits(others, recipe):
+    method = splitting(recipe, others.PenaltyAdmm, warm=1)
     method.iterate()
     assert not method.m.any()
     mapped = method.mapped(2)
@@ -321,7 +308,7 @@ def test_the_output_blocks_of_admm_minimize_theirs_and_the_multiplier_waits(othe
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
-def test_other_activations_are_refused(others, module):
-    net = module("training").network((6, 8, 4), 0, torch.nn.Tanh)
+def test_other_activations_are_refused(others, recipe):
+    net = recipe("training").network((6, 8, 4), 0, torch.nn.Tanh)
     with pytest.raises(NotSupportedError, match="ReLU"):
         others.PenaltyAdmm(Chain(net), torch.zeros(3, 6), torch.zeros(3, 4), 1.0, 1.0, (1.0,))
