@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from morphlightning import layers
 from morphlightning.errors import ConfigError, DataError, NotCertifiable, ShapeError
-from morphlightning.guarantees.robustness import PGD, margin
+from morphlightning.guarantees.robustness import PGD, certified_radii, margin
 from morphlightning.lipschitz import certify
 from morphlightning.metrics import AttackGap
 
@@ -161,11 +161,6 @@ def test_nothing_changes_and_everything_repeats(trained: Trained) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- hypothesis
-def _norms(certificate: Any) -> float:
-    """What two logits may move apart, over what one of them may."""
-    return math.sqrt(2) if certificate.spec.norm_out == "l2" else 2.0
-
-
 BLOCKS = {
     "linear": lambda n: nn.Linear(n, n),
     "relu": lambda n: nn.ReLU(),
@@ -181,48 +176,52 @@ BLOCKS = {
 
 CASES = (
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),
-    st.sampled_from(["linf", "l2"]),
+    st.sampled_from(["lipschitz l2", "lipschitz linf", "interval linf", "exact linf"]),
+    st.sampled_from([torch.float32, torch.float64]),
     st.integers(0, 2**20),
 )
 
 
-def hunt(blocks: list[str], norm: str, seed: int) -> None:
-    """Attack samples of a network of these layers, each at almost its certified radius."""
+def hunt(blocks: list[str], certificate: str, dtype: torch.dtype, seed: int) -> None:
+    """Attack samples of a network of these layers, each at its certified radius."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = nn.Sequential(*(BLOCKS[name](5) for name in blocks)).double().eval()
+        network = nn.Sequential(*(BLOCKS[name](5) for name in blocks)).to(dtype).eval()
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):
             if tensor.is_floating_point() and "beta" not in name:
                 tensor.data.normal_()
                 if "var" in name:
                     tensor.data.abs_()
-        x = torch.rand(3, 5, dtype=torch.float64)
+        x = torch.rand(3, 5, dtype=dtype)
+    method, norm = certificate.split()
+    with torch.no_grad():
+        labels = network(x).argmax(1)
     try:
-        certificate = certify(network, norm)  # type: ignore[arg-type]
-    except NotCertifiable:  # one that needs l2 behind one that bounds linf
+        radii = certified_radii(network, x, labels, method, norm=norm)  # type: ignore[arg-type]
+    except NotCertifiable:  # needs l2 behind what bounds linf, or has no exact margin
         return
-    logits = network(x).detach()
-    radii = margin(logits, logits.argmax(1)) / (_norms(certificate) * certificate.constant)
-    for row in range(len(x)):
-        eps = float(radii[row]) * (1 - 1e-9)
-        if eps > 1e-9:
-            attack = PGD(eps, norm=norm, clip=None, steps=8, restarts=2, beta=10.0)  # type: ignore[arg-type]
-            assert attack(network, x[row : row + 1], logits[row : row + 1].argmax(1)).accuracy == 1
+    for row, radius in enumerate(radii.tolist()):
+        if radius > 1e-6:
+            eps = min(radius, 1.0) if norm == "linf" else radius
+            attack = PGD(eps, norm=norm, steps=8, restarts=2, beta=10.0)  # type: ignore[arg-type]
+            assert attack(network, x[row : row + 1], labels[row : row + 1]).accuracy == 1
 
 
 @settings(max_examples=30, deadline=None)
 @given(*CASES)
-def test_no_attack_breaks_a_lipschitz_certificate(blocks: list[str], norm: str, seed: int) -> None:
+def test_no_attack_breaks_a_certificate(blocks: list[str], certificate: str, dtype: torch.dtype, seed: int) -> None:
     """LIP-5, hunted for counterexamples."""
-    hunt(blocks, norm, seed)
+    hunt(blocks, certificate, dtype, seed)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(*CASES)
-def test_no_attack_breaks_any_of_a_thousand_certificates(blocks: list[str], norm: str, seed: int) -> None:
+def test_no_attack_breaks_any_of_a_thousand_certificates(
+    blocks: list[str], certificate: str, dtype: torch.dtype, seed: int
+) -> None:
     """LIP-5, hunted for longer."""
-    hunt(blocks, norm, seed)
+    hunt(blocks, certificate, dtype, seed)
 
 
 def test_the_constant_of_the_margin_in_l2() -> None:
