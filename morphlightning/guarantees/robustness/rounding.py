@@ -26,7 +26,8 @@ from morphlightning.lipschitz.spec import Certificate, layers_of
 FEW = 8
 _AVERAGING = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.LayerNorm, nn.GroupNorm, nn.Softmax,
+    nn.LayerNorm, nn.GroupNorm, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.RMSNorm, nn.InstanceNorm1d,
+    nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.Upsample,
 )  # fmt: skip
 
 
@@ -73,9 +74,12 @@ def _operations(layer: nn.Module, x: Tensor) -> int:
         return FEW + x[0].numel()
     parts = list(_morphological(layer))
     own = {id(p) for part in parts for p in part.parameters()}
-    rows = [p[0].numel() for p in layer.parameters() if p.ndim > 1 and id(p) not in own]
+    matrices = [p for p in layer.parameters() if p.ndim > 1 and id(p) not in own]
+    # transposed convolutions add up columns; of a layer made of several all errors arrive
+    rows = [max(p[0].numel(), p[:, 0].numel()) for p in matrices]
     soft = [SOFT_ERROR for part in parts if hasattr(part, "beta")]
-    return FEW * added_channels(layer) ** 2 + max(rows + soft, default=0)
+    single = sum(not list(child.children()) for child in layer.modules())
+    return FEW * added_channels(layer) ** 2 * single + sum(rows + soft)
 
 
 def _scale(layer: nn.Module) -> float:
