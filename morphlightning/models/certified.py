@@ -75,7 +75,7 @@ class CertifiedClassifier(PluginTraining):
         eps: float = 0.3,
         train_eps: float | None = None,
         clip: tuple[float, float] = (0.0, 1.0),
-        beta: tuple[float, float] = (10.0, 60.0),
+        beta: tuple[float, float] = (10.0, 40.0),
         harden_at: float = 0.7,
         cross_entropy: tuple[float, float] = (1.0, 0.02),
         max_shift: int = 1,

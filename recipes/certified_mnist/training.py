@@ -52,10 +52,10 @@ class Setting:
     """
 
     hidden: tuple[int, ...] = (2048, 256)
-    epochs: int = 300
+    epochs: int = 200
     lr: float = 0.03
     harden_at: float = 0.7
-    beta: tuple[float, float] = (10.0, 60.0)
+    beta: tuple[float, float] = (10.0, 40.0)
     train_eps: float = 4 / 3
     max_shift: int = 1
     precision: str = "bfloat16"
@@ -79,7 +79,6 @@ PRESETS = {
         hidden=(5120, 5120, 5120, 5120),
         epochs=1500,
         harden_at=0.95,
-        beta=(10.0, 80.0),
         accelerator="gpu",
         seeds=(0, 1, 2, 3, 4),
         steps=100,
