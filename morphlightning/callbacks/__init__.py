@@ -23,18 +23,21 @@ if TYPE_CHECKING:
         WeightActivity,
     )
     from morphlightning.callbacks.finite import FiniteGuard
+    from morphlightning.callbacks.grow import GrowSubnetwork
     from morphlightning.callbacks.morph_updates import MorphUpdates
     from morphlightning.callbacks.random_state import RandomState
     from morphlightning.callbacks.rank_agreement import RankAgreement
     from morphlightning.callbacks.sigterm import GracefulSigterm
     from morphlightning.callbacks.start_guard import StartGuard
     from morphlightning.callbacks.touches import TouchCounts
+    from morphlightning.callbacks.whole_objective import WholeObjective
 
 _HOMES = {
     "BetaSchedule": "beta_schedule",
     "ConfusionMatrix": "figures",
     "FiniteGuard": "finite",
     "GracefulSigterm": "sigterm",
+    "GrowSubnetwork": "grow",
     "LearningCurves": "figures",
     "MessagePaths": "figures",
     "MorphUpdates": "morph_updates",
@@ -46,6 +49,7 @@ _HOMES = {
     "StructuringFunctions": "figures",
     "TouchCounts": "touches",
     "WeightActivity": "figures",
+    "WholeObjective": "whole_objective",
 }
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "ConfusionMatrix",
     "FiniteGuard",
     "GracefulSigterm",
+    "GrowSubnetwork",
     "LearningCurves",
     "MessagePaths",
     "MorphUpdates",
@@ -64,6 +69,7 @@ __all__ = [
     "StructuringFunctions",
     "TouchCounts",
     "WeightActivity",
+    "WholeObjective",
     "default_callbacks",
     "missing_callbacks",
 ]

@@ -41,6 +41,7 @@ class LiftedModule(PluginTraining):
         data_range: Value of white less that of black, where outputs are images (channels, height, width): for the peak
             signal-to-noise ratio, and figures on the command line. None for no images.
         diagnostics: Components of kind diagnostics.
+        regularizers: Components of kind regularizers; lifted loops refuse them.
 
     Raises:
         ConfigError: A loss that cannot be lifted, such as a mean over outputs.
@@ -55,6 +56,7 @@ class LiftedModule(PluginTraining):
         num_classes: int | None = None,
         data_range: float | None = None,
         diagnostics: Sequence[Spec] = (),
+        regularizers: Sequence[Spec] = (),
     ) -> None:
         if not isinstance(network, nn.Module):
             raise ConfigError(
@@ -66,15 +68,16 @@ class LiftedModule(PluginTraining):
         if data_range is not None and not data_range > 0:
             raise ConfigError(f"LiftedModule: data_range must be > 0, got {data_range}")
         lifted = output_loss(loss)
-        super().__init__(lifted, optimizer, (), diagnostics)
+        super().__init__(lifted, optimizer, regularizers, diagnostics)
         given = {
             "optimizer": optimizer,
             "diagnostics": diagnostics,
+            "regularizers": regularizers,
             "num_classes": num_classes,
             "data_range": data_range,
         }
         given |= {"network": type(network).__qualname__, "loss": plain(loss)}
-        self.declare(given, optimizer="optimizers", diagnostics="diagnostics")
+        self.declare(given, optimizer="optimizers", diagnostics="diagnostics", regularizers="regularizers")
         self.network = network
         if (shape := getattr(network, "in_shape", None)) is not None:
             self.example_input_array = torch.zeros(2, *shape)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from morphlightning import registry
+from morphlightning.errors import MorphLightningError
+from morphlightning.guarantees.optimality import GainDilation, ParallelSum
 from morphlightning.layers import Dilation
-from morphlightning.models import MorphologicalClassifier
+from morphlightning.models import LiftedModule, MorphologicalClassifier, PluginTraining
 from morphlightning.testing import _training
 from morphlightning.testing._subject import Subject, is_documented, is_saved_by_name, require_equal
 
 
 def changes_no_bit_of_training(subject: Subject) -> None:
     """With and without it, parameters and random states (torch, numpy, Python) end up equal bit for bit."""
-    without, with_it = _classifier(), _classifier()
-    _training.fit(without)
+    make = _trained_by(subject)
+    without, with_it = make(), make()
+    _fit(without)
     expected = _training.random_states()
-    _training.fit(with_it, callbacks=[subject.build(every_n_steps=1)])
+    _fit(with_it, callbacks=[_often(subject)])
     for name, seen, right in zip(("torch", "numpy", "random"), _training.random_states(), expected, strict=True):
         require_equal(seen, right, f"random state of {name}")
     _training.require_equal_parameters(with_it, without)
@@ -27,9 +32,10 @@ def changes_no_bit_of_training(subject: Subject) -> None:
 
 def logs_under_its_own_name(subject: Subject) -> None:
     """It logs at least one value, all of them under diagnostics/<name>/."""
+    make = _trained_by(subject)
     plain, watched = _training.KeyLogger(), _training.KeyLogger()
-    _training.fit(_classifier(), logger=plain)
-    _training.fit(_classifier(), callbacks=[subject.build(every_n_steps=1)], logger=watched)
+    _fit(make(), logger=plain)
+    _fit(make(), callbacks=[_often(subject)], logger=watched)
     prefix = "diagnostics/"
     if isinstance(subject.spec, str | Mapping):
         name = subject.spec if isinstance(subject.spec, str) else subject.spec["name"]
@@ -42,12 +48,37 @@ def logs_under_its_own_name(subject: Subject) -> None:
 
 def works_twice(subject: Subject) -> None:
     """One callback can watch two trainings in a row."""
-    callback = subject.build(every_n_steps=1)
+    make, callback = _trained_by(subject), _often(subject)
     for _ in range(2):
-        _training.fit(_classifier(), epochs=1, callbacks=[callback])
+        _fit(make(), epochs=1, callbacks=[callback])
 
 
 CHECKS = (is_documented, is_saved_by_name, changes_no_bit_of_training, logs_under_its_own_name, works_twice)
+
+
+def _often(subject: Subject) -> Any:
+    """The diagnostic at each step, where it has a period in steps."""
+    periodic = "every_n_steps" in inspect.signature(subject.factory()).parameters
+    return subject.build(**({"every_n_steps": 1} if periodic else {}))
+
+
+def _trained_by(subject: Subject) -> Callable[[], PluginTraining]:
+    """What makes the first model of the kit that the diagnostic does not refuse."""
+    refusals = []
+    for make in (_classifier, _sum_of_slices):
+        try:
+            _fit(make(), epochs=1, callbacks=[_often(subject)])
+        except MorphLightningError as refusal:
+            refusals.append(str(refusal))
+        else:
+            return make
+    raise AssertionError("every model of the kit was refused: " + "; ".join(refusals))
+
+
+def _fit(model: PluginTraining, **settings: Any) -> None:
+    """Train; sums of slices in one batch, as what is proved of them asks for."""
+    whole = isinstance(model, LiftedModule)
+    _training.fit(model, loader=_training.data(1) if whole else None, **settings)
 
 
 def _classifier() -> MorphologicalClassifier:
@@ -57,3 +88,11 @@ def _classifier() -> MorphologicalClassifier:
         spline = registry.build("activations", "morphlightning:linear_spline")
         backbone = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), spline, Dilation(6, 6))
         return MorphologicalClassifier((1, 2, 4), 3, backbone=backbone)
+
+
+def _sum_of_slices() -> LiftedModule:
+    """For those that look at sums of homogeneous subnetworks."""
+    slices = ParallelSum(GainDilation(8, 3), 2, generator=torch.Generator().manual_seed(1))
+    network = nn.Sequential(nn.Flatten(), slices)
+    decay = "morphlightning:matched_decay"
+    return LiftedModule(network, "cross_entropy", "morphlightning:adam", num_classes=3, regularizers=[decay])

@@ -100,7 +100,8 @@ def _bound(subject: Subject) -> tuple[Regularizer, nn.Module]:
 
 
 def _networks() -> list[nn.Module]:
-    """Small networks with 4 inputs and 3 outputs: morphological, with splines, smooth, and with random weights."""
+    """Small networks, 4 inputs, 3 outputs: morphological, with splines, smooth, with random weights, sums of slices."""
+    from morphlightning.guarantees.optimality import GainDilation, ParallelSum
     from morphlightning.layers import Dilation, GumbelDilation
 
     spline = registry.build("activations", "morphlightning:linear_spline", channels=5, channel_dim=-1)
@@ -109,6 +110,7 @@ def _networks() -> list[nn.Module]:
         nn.Sequential(nn.Linear(4, 5), spline, nn.Linear(5, 3)),
         nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)),
         nn.Sequential(GumbelDilation(4, 5), nn.Linear(5, 3)),
+        ParallelSum(GainDilation(4, 3), 2),
     ]
 
 

@@ -50,13 +50,13 @@ def classifier(plain: bool = False, **components: Any) -> MorphologicalClassifie
         return MorphologicalClassifier((1, 2, 4), 3, channels=(), hidden=(6,), backbone=backbone, **components)
 
 
-def data() -> DataLoader[tuple[Tensor, ...]]:
-    """Four batches of separable samples, in a fixed order."""
+def data(batches: int = BATCHES) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of separable samples, in a fixed order."""
     draw = torch.Generator().manual_seed(2)
     target = torch.arange(24) % 3
     images = torch.rand(24, 1, 2, 4, generator=draw)
     images[torch.arange(24), 0, 0, target] += 1
-    return DataLoader(TensorDataset(images, target), batch_size=24 // BATCHES)
+    return DataLoader(TensorDataset(images, target), batch_size=24 // batches)
 
 
 def fit(
@@ -65,6 +65,7 @@ def fit(
     *,
     resume_from: Path | None = None,
     save_to: Path | None = None,
+    loader: DataLoader[tuple[Tensor, ...]] | None = None,
     callbacks: Sequence[pl.Callback] = (),
     logger: Logger | None = None,
 ) -> pl.Trainer:
@@ -85,8 +86,10 @@ def fit(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        loader = indexed(data()) if model.owns_samples else data()
-        trainer.fit(model, loader, data(), ckpt_path=resume_from, weights_only=None if resume_from is None else True)
+        loader = data() if loader is None else loader
+        loader = indexed(loader) if model.owns_samples else loader
+        weights_only = None if resume_from is None else True
+        trainer.fit(model, loader, data(), ckpt_path=resume_from, weights_only=weights_only)
         if save_to is not None:
             trainer.save_checkpoint(save_to)
     return trainer

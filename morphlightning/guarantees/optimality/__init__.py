@@ -4,7 +4,7 @@ from morphlightning.guarantees.optimality.bounded import Factor, GainDilation, N
 from morphlightning.guarantees.optimality.growth import grown_slice
 from morphlightning.guarantees.optimality.homogeneity import Homogeneous, check_homogeneous, homogeneity_defect
 from morphlightning.guarantees.optimality.losses import output_loss_of
-from morphlightning.guarantees.optimality.parallel import ParallelSum, arrange_optimizer_
+from morphlightning.guarantees.optimality.parallel import ParallelSum, SlicePenalty, arrange_optimizer_
 from morphlightning.guarantees.optimality.penalties import PENALTIES
 from morphlightning.guarantees.optimality.polar import BoundedPolar, PolarBound, PolarSearch, Shards
 from morphlightning.guarantees.optimality.report import Objective, OptimalityReport, certify_optimality
@@ -26,6 +26,7 @@ __all__ = [
     "PolarBound",
     "PolarSearch",
     "Shards",
+    "SlicePenalty",
     "arrange_optimizer_",
     "certify_optimality",
     "check_homogeneous",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,20 @@ class ParallelSum(nn.Module):
     def extra_repr(self) -> str:
         """Subnetwork and numbers of slices."""
         return f"{self.subnetwork}, count={self.count}, capacity={self.capacity}"
+
+
+@runtime_checkable
+class SlicePenalty(Protocol):
+    """A regularizer that adds weight times the sum of the penalties of a parallel sum's slices."""
+
+    @property
+    def weight(self) -> float:
+        """The factor lambda."""
+        ...
+
+    def check(self, network: ParallelSum) -> None:
+        """Raise ConfigError where the penalty is not that of the slices."""
+        ...
 
 
 def arrange_rows_(tensor: Tensor, order: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from morphlightning.bregman import OutputLoss
-from morphlightning.errors import ConfigError, DataError
+from morphlightning.errors import BrokenCertificateError, ConfigError, DataError
 from morphlightning.guarantees.optimality.homogeneity import Parameters
 from morphlightning.guarantees.optimality.losses import dual_values, furthest
 from morphlightning.guarantees.optimality.parallel import ParallelSum
@@ -195,6 +195,9 @@ def certify_optimality(
         search: The search for a better slice.
         tolerance: Relative distance within which the verdict is ``certified``.
 
+    Raises:
+        BrokenCertificateError: A direction exceeds the upper bound of the polar, which is then wrong.
+
     Source: the polar condition of Haeffele and Vidal, arXiv 1506.07540; the gap is derived in docs/guarantees.md.
     """
     network, weight, shards = objective.network, objective.weight, objective.shards
@@ -235,7 +238,7 @@ def certify_optimality(
 def _agree(lower: float, upper: float, network: ParallelSum) -> None:
     """A bound that a found direction exceeds is no bound: nothing is certified by it."""
     if lower > upper * (1 + 1e-9):
-        raise ConfigError(
+        raise BrokenCertificateError(
             f"{network.subnetwork}: polar_bound gave {upper:.10g}, and a direction reaches {lower:.10g}; the bound is "
             "wrong, and certificates that rest on it are void: correct it, or leave polar_bound out"
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from morphlightning.bregman import SquaredError
-from morphlightning.errors import ConfigError, DataError
+from morphlightning.errors import BrokenCertificateError, ConfigError, DataError
 from morphlightning.guarantees.optimality import (
     PENALTIES,
     Factor,
@@ -220,7 +220,7 @@ def test_a_wrong_bound_is_found_out() -> None:
             return PolarBound(0.5 * super().polar_bound(x, z, shards).value)
 
     total = ParallelSum(Boasting(3, 2), 1)
-    with pytest.raises(ConfigError, match="the bound is wrong"):
+    with pytest.raises(BrokenCertificateError, match="the bound is wrong"):
         certify_optimality(Objective(total, SquaredError(), values(5, 3), values(5, 2), 0.1))
 
 
