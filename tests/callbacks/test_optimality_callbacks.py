@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from morphlightning_plugins.diagnostics import GlobalOptimalityCertificate
 from morphlightning_plugins.regularizers import L1, MatchedDecay
 from torch import Tensor, nn
@@ -182,14 +181,14 @@ def test_zero_slices_are_pruned_and_room_is_asked_for(tmp_path: Path) -> None:
             tensor[1] = 0
     kept = {name: t[2].clone() for name, t in fitted.network.slices.items()}
     grow = GrowSubnetwork(every_n_epochs=1, starts=2, steps=5, tolerance=1e9)
-    trainer(tmp_path, 1, grow).fit(model_with(fitted, lr=1e-12), whole())
+    trainer(tmp_path, 1, grow).fit(model_with(fitted, lr=1e-12), whole(), whole())
     assert fitted.network.count == 2
     for name, tensor in fitted.network.slices.items():
         assert torch.equal(tensor[1], kept[name])
     with pytest.raises(ConfigError, match="all 3 slices are taken"):
-        trainer(tmp_path, 1, GrowSubnetwork()).fit(model(3, 3), whole())
+        trainer(tmp_path, 1, GrowSubnetwork()).fit(model(3, 3), whole(), whole())
     with pytest.warns(UserWarning, match="all 2 are taken"):
-        trainer(tmp_path, 2, GrowSubnetwork(every_n_epochs=1, starts=2, steps=5)).fit(model(1, 2), whole())
+        trainer(tmp_path, 2, GrowSubnetwork(every_n_epochs=1, starts=2, steps=5)).fit(model(1, 2), whole(), whole())
     with pytest.raises(ConfigError, match="expected every_n_epochs >= 1"):
         GrowSubnetwork(every_n_epochs=0)
 
@@ -206,10 +205,10 @@ def test_a_grown_network_resumes(tmp_path: Path) -> None:
     straight = model(0, 6)
     uninterrupted = settings()
     trainer(tmp_path, 8, *uninterrupted).fit(straight, whole(), whole())
-    saved = ModelCheckpoint(tmp_path, "half", save_top_k=1, every_n_epochs=4)
-    trainer(tmp_path, 4, *settings(), saved, enable_checkpointing=True).fit(model(0, 6), whole(), whole())
+    half, path = trainer(tmp_path, 4, *settings()), tmp_path / "half.ckpt"
+    half.fit(model(0, 6), whole(), whole())
+    half.save_checkpoint(path)
     again, resumed = model(0, 2), settings()  # another capacity: the checkpoint's is taken
-    path = tmp_path / "half.ckpt"
     trainer(tmp_path, 8, *resumed).fit(again, whole(), whole(), ckpt_path=path, weights_only=True)
     assert again.network.count == straight.network.count >= 3
     assert again.network.capacity == 6

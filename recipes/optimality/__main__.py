@@ -1,0 +1,71 @@
+"""What is known of the global optimum of networks that are sums of subnetworks, while they grow.
+
+    python recipes/optimality --data-dir data
+    python recipes/optimality --only one_variable
+    python recipes/optimality --data-dir data --dataset fashion --preset full --device cuda
+
+one_variable  sums of max(s x + w, v): every number is exact, and the optimum is certified to a fraction of a percent
+images        MNIST or Fashion-MNIST: linear factors, max-plus (gain) dilations, ReLU neurons and small convolutional
+              networks side by side: what the certificate says before, while and after they grow
+
+Networks start with no slice. Each stage trains on the full batch, then the callbacks certify and append the slice that
+pays most. Tables are printed; everything is also written to recipes/results/optimality/<date>/: every report (CSV),
+figures (PNG), what was printed (findings.md), and how (facts.txt). Nothing is overwritten. --preset small takes about
+5 minutes of one core; tiny only tries the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # where what recipes share is found
+PARTS = ("one_variable", "images")
+
+
+def main() -> None:
+    parser = arguments()
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # read when a library is loaded, so before any import of one
+    from morphlightning.errors import MorphLightningError
+
+    try:
+        run(chosen)
+    except MorphLightningError as error:
+        parser.error(str(error))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optimality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default="data", help="where the images are or shall be; default: data")
+    parser.add_argument("--dataset", choices=("mnist", "fashion"), default="mnist")
+    parser.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "optimality")
+    return parser
+
+
+def run(chosen: argparse.Namespace) -> None:
+    import torch
+    from shared.report import Report
+
+    torch.set_num_threads(chosen.threads)
+    torch.set_flush_denormal(True)
+    report = Report.begin(chosen.results)
+    for part in chosen.only:
+        module = importlib.import_module(part)
+        with report.part(part, module.__doc__):
+            module.run(chosen, module.PRESETS[chosen.preset], report)
+    report.console.print(f"results: {report.folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
