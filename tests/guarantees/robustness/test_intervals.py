@@ -32,7 +32,7 @@ DENSE = {
     "linear": lambda n, m: nn.Linear(n, m),
     "spectral": lambda n, m: SpectralLinear(n, m, normalize="clip"),
     "residual": lambda n, m: nn.Sequential(Residual(layers.Dilation(n, n), 0.3), layers.SignedDilation(n, m)),
-    "shift": lambda n, m: nn.Sequential(layers.MeanShift(n), nn.BatchNorm1d(n), nn.Linear(n, m)),
+    "shift": lambda n, m: nn.Sequential(layers.Shift(0.3), layers.MeanShift(n), nn.BatchNorm1d(n), nn.Linear(n, m)),
     "spline": lambda n, m: nn.Sequential(LinearSpline(n, knots=7, limit=1.0), nn.Linear(n, m)),
     "free spline": lambda n, m: nn.Sequential(nn.Linear(n, m), NonuniformSpline(knots=5, limit=1.0)),
     "activations": lambda n, m: nn.Sequential(
