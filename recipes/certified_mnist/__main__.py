@@ -62,7 +62,6 @@ def run(chosen: argparse.Namespace) -> None:
     from study import study
 
     torch.set_num_threads(chosen.threads)
-    torch.set_flush_denormal(True)
     if training.is_helper():  # one of several processes that train one network; the first one reports
         training.help_out()
         return
