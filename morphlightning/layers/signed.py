@@ -79,8 +79,8 @@ class SignedErosion(_Signed, Erosion):
 class SoftSignedDilation(_Signed, SoftDilation):
     r"""Signed dilation by log-sum-exp, :math:`\frac1\beta\log\sum_j (e^{\beta(x_j+a_{ij})} + e^{\beta(b_{ij}-x_j)})`.
 
-    1-Lipschitz in the sup norm at every inverse temperature: its derivatives by x and -x are a softmax, so the moduli of
-    those by x add to at most 1.
+    1-Lipschitz in the sup norm at every inverse temperature: its derivatives by x and -x are a softmax, so the moduli
+    of those by x add to at most 1.
 
     Args:
         in_features: Size of the last axis of x.
