@@ -6,8 +6,9 @@ A layer of constant L whose outputs come from n rounded operations each is off b
 
 with twice the unit roundoff :math:`\epsilon` of the dtype, inputs h, and m the largest sum of weights that is added to
 inputs on the way; errors of the layers before it arrive L times as large. n is the number of terms of its sums, plus 8
-for single operations and elementary functions. Derived here. Nothing is claimed for products in TF32, convolutions by
-transforms, or layers of others that add up more terms than a row of their weights has.
+for single operations and elementary functions. What branches add on the way, ``Sum`` and ``Residual`` count in turn.
+Derived here. Nothing is claimed for products in TF32, convolutions by transforms, or layers of others that add up more
+terms than a row of their weights has, or whose numbers on the way are larger than their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from morphlightning.guarantees.robustness.boxes import largest
 from morphlightning.guarantees.robustness.morphological_intervals import SOFT_ERROR, added_channels
 from morphlightning.layers.base import MorphLayer
-from morphlightning.lipschitz.spec import Certificate, layers_of
+from morphlightning.lipschitz import Residual, Sum, certify
+from morphlightning.lipschitz.spec import Certificate, Measured, layers_of
 
 FEW = 8
 _AVERAGING = (
@@ -46,19 +48,42 @@ def forward_error(
     Returns:
         Outputs for x, and the largest error of an output, in float64 (batch,).
     """
-    norm = "l2" if certificate.spec.norm_in == "l2" else "linf"
+    norm: Measured = "l2" if certificate.spec.norm_in == "l2" else "linf"
     reach = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
-    error, size = torch.zeros_like(reach), _size(x, norm)
+    y, error, _ = _forward(network, certificate, x, norm, reach, torch.zeros_like(reach))
+    return y, error
+
+
+def _forward(
+    network: nn.Module, certificate: Certificate, x: Tensor, norm: Measured, reach: Tensor, error: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs for x, their error, and how far they reach, of inputs with an error that reach so far in a norm."""
     for (_, layer), (_, spec) in zip(layers_of(network), certificate.layers, strict=True):
-        operations = _operations(layer, x)
+        before, inside = x, _inside(layer, x, norm, reach)
         x = layer(x)
+        scale = 2 * spec.constant * (_size(before, norm) + reach)
         norm = norm if spec.norm_out == "any" else spec.norm_out
-        scale = 2 * spec.constant * (size + reach)
-        size, reach = _size(x, norm), spec.constant * reach
-        own = operations * torch.finfo(x.dtype).eps * (scale + size + reach + _scale(layer))
+        reach = spec.constant * reach
+        own = _operations(layer, before) * torch.finfo(x.dtype).eps * (scale + _size(x, norm) + reach + _scale(layer))
         own = own + _of_rounded_factors(layer)
-        error = spec.constant * error + own * (math.sqrt(x[0].numel()) if norm == "l2" else 1)
-    return x, error
+        error = spec.constant * error + own * (math.sqrt(x[0].numel()) if norm == "l2" else 1) + inside
+    return x, error, reach
+
+
+def _inside(layer: nn.Module, x: Tensor, norm: Measured, reach: Tensor) -> Tensor:
+    """What the branches of a layer add: numbers in them may be larger than inputs and outputs, and cancel."""
+    total = torch.zeros_like(reach)
+    for factor, branch in _branches(layer):
+        y, error, far = _forward(branch, certify(branch, norm), x, norm, reach, torch.zeros_like(reach))
+        total = total + factor * (error + FEW * torch.finfo(y.dtype).eps * (_size(y, norm) + far))
+    return total
+
+
+def _branches(layer: nn.Module) -> list[tuple[float, nn.Module]]:
+    """Branches and what they are multiplied by."""
+    if isinstance(layer, Residual):
+        return [(1 - layer.keep, layer.branch)]
+    return [(1.0, branch) for branch in layer.branches] if isinstance(layer, Sum) else []
 
 
 def _size(x: Tensor, norm: str) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from morphlightning import layers
 from morphlightning.errors import ConfigError, DataError, NotCertifiable, ShapeError
 from morphlightning.guarantees.robustness import certified_margins, certified_radii
-from morphlightning.lipschitz import LipschitzNetwork
+from morphlightning.guarantees.robustness.rounding import forward_error
+from morphlightning.lipschitz import LipschitzNetwork, Residual, Sum, certify
 
 HIDDEN = {
     "signed": lambda n, m: nn.Sequential(layers.SignedDilation(n, m), layers.MeanShift(m)),
@@ -229,3 +230,20 @@ def test_bad_questions_have_one_answer() -> None:
         certified_margins(network, x + 2, labels, 0.1, "lipschitz")
     with pytest.raises(ShapeError, match="classes >= 2"):
         certified_margins(network[:1], x[:, :, :1], labels, 0.1)
+
+
+@pytest.mark.parametrize("kind", [Sum, Residual])
+def test_large_numbers_that_cancel_inside_a_branch_are_counted(kind) -> None:
+    """In float32, numbers near 1e7 are whole: what comes back from there is off by up to a half."""
+    up, down = nn.Linear(3, 3), nn.Linear(3, 3)
+    with torch.no_grad():
+        for linear, bias in ((up, 1e7), (down, -1e7)):
+            linear.weight.copy_(torch.eye(3))
+            linear.bias.fill_(bias)
+    network = nn.Sequential(kind(nn.Sequential(up, down))).eval()
+    x = torch.rand(50, 3)
+    truth = network.double()(x.double())
+    off = (network.float()(x).double() - truth).abs().amax(1)
+    _, error = forward_error(network, certify(network, "linf"), x, 0.1)
+    assert off.max() > 0.1
+    assert (error >= off).all()
