@@ -7,9 +7,9 @@ deformations    stability D to deformations of known gradient, G to noise of the
 changes         predictions kept under shifts, brightness, gain and contrast; how far each layer is from commuting
 
 Three networks are trained by the same recipe for each seed. Tables are printed; everything is also written to
-recipes/results/stability/<date>/: every number (CSV), figures (PNG), what was printed (findings.md), and how (facts.txt).
-Nothing is overwritten. --preset small takes about 3 minutes of one core, full is for a GPU; --preset tiny only tries the
-command.
+recipes/results/stability/<date>/: every number (CSV), figures (PNG), what was printed (findings.md), and how
+(facts.txt). Nothing is overwritten. --preset small takes about 3 minutes of one core, full is for a GPU; --preset tiny
+only tries the command.
 """
 
 from __future__ import annotations

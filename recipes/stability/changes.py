@@ -1,10 +1,10 @@
 """Predictions kept under changes of the image, and how far each layer is from commuting with them.
 
-A change of brightness adds a constant to all pixels, beyond [0, 1] too. Shifts are by one pixel in all eight directions.
-Relative defects are mean squared |f(Tx) - T f(x)| over the mean squared distance between the outputs of two images, of
-each layer on the inputs that it gets; a shift is to leave logits as they are. "exact" is 0 bit for bit, or but for
-rounding, as the layer claims; a claim that is false stops the run. A layer without an entry sees no images, or is nowhere
-far enough from the border.
+A change of brightness adds a constant to all pixels, beyond [0, 1] too. Shifts are by one pixel in all eight
+directions. Relative defects are mean squared |f(Tx) - T f(x)| over the mean squared distance between the outputs of two
+images, of each layer on the inputs that it gets; a shift is to leave logits as they are. "exact" is 0 bit for bit, or
+but for rounding, as the layer claims; a claim that is false stops the run. A layer without an entry sees no images, or
+is nowhere far enough from the border.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_networks_learn(recipe, tmp_path) -> None:
     networks = recipe("shared.networks")
     for build in networks.NETWORKS.values():
         torch.manual_seed(0)
-        network = networks.train(build(), str(tmp_path), 4, None, enable_progress_bar=False)
+        network = networks.train(build(), str(tmp_path), 20, None, enable_progress_bar=False)
         assert not network.training
         assert networks.accuracy(network, networks.images(str(tmp_path), 100)) > 0.6
 
