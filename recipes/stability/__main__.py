@@ -8,7 +8,7 @@ changes         predictions kept under shifts, brightness, gain and contrast; ho
 
 Three networks are trained by the same recipe for each seed. Tables are printed; everything is also written to
 recipes/results/stability/<date>/: every number (CSV), figures (PNG), what was printed (findings.md), and how
-(facts.txt). Nothing is overwritten. --preset small takes about 3 minutes of one core, full is for a GPU; --preset tiny
+(facts.txt). Nothing is overwritten. --preset small takes about a minute of one core, full is for a GPU; --preset tiny
 only tries the command.
 """
 

@@ -2,8 +2,8 @@
 
 D is the mean squared change of the logits over the mean squared distance between the logits of two images: 0 is
 invariance, 1 as far as another image. G is the same for Gaussian noise of the size of each deformation, R = D / G. C is
-the largest |f(x) - f(deformed x)| / (kappa |x|) that was seen. These are measurements, no bounds; R says nothing
-without D, for a network that reacts to noise has a small one.
+the largest |f(x) - f(deformed x)| / (kappa |x|) that was seen, in units of the logits, which networks do not share.
+These are measurements, no bounds; R says nothing without D, for a network that reacts to noise has a small one.
 """
 
 from __future__ import annotations
