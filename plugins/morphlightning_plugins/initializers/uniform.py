@@ -58,10 +58,10 @@ class Uniform(Initializer):
 class Normal(Initializer):
     """w ~ N(mean, std²).
 
-    The few largest weights of a unit stand out of the others, so that it begins as a function of a few inputs of its
-    own; with a uniform start of the same deviation many inputs compete for it. Signed layers learn much faster so.
+    What matters for signed layers is the deviation: small against the range of the inputs many of them compete for each
+    unit, large against it a few win for ever. docs/guarantees.md compares.
 
-    Source: derived here; docs/guarantees.md has the comparison.
+    Source: the default of linear layers, nearly; no claim is made for the normal law.
     """
 
     mean: float = 0.0
