@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from morphlightning.metrics.deformation_stability import DeformationStability
     from morphlightning.metrics.equivariance_defect import EquivarianceDefect
     from morphlightning.metrics.generalization import GeneralizationGap
+    from morphlightning.metrics.information import InformationInWeights, WinningTaps
     from morphlightning.metrics.shift_consistency import ShiftConsistency
     from morphlightning.metrics.sparsity import Sparsity
 
@@ -23,8 +24,10 @@ _HOMES = {
     "DilationCommutation": "commutation",
     "EquivarianceDefect": "equivariance_defect",
     "GeneralizationGap": "generalization",
+    "InformationInWeights": "information",
     "ShiftConsistency": "shift_consistency",
     "Sparsity": "sparsity",
+    "WinningTaps": "information",
 }
 
 __all__ = [
@@ -35,8 +38,10 @@ __all__ = [
     "DilationCommutation",
     "EquivarianceDefect",
     "GeneralizationGap",
+    "InformationInWeights",
     "ShiftConsistency",
     "Sparsity",
+    "WinningTaps",
 ]
 
 

@@ -142,7 +142,8 @@ class CertifiedClassifier(PluginTraining):
         return [*super().configure_callbacks(), *own]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the weight of the cross-entropy."""
+        """As the base; and set the weight of the cross-entropy."""
+        super().on_train_batch_start(batch, batch_idx)
         first, last = self.cross_entropy
         loss: Any = self.data_loss
         loss.set_cross_entropy(first * (last / first) ** progress(self.trainer))

@@ -13,7 +13,7 @@ from morphlightning import registry
 from morphlightning.errors import MorphLightningError
 from morphlightning.guarantees.optimality import GainDilation, ParallelSum
 from morphlightning.layers import Dilation
-from morphlightning.models import LiftedModule, MorphologicalClassifier, PluginTraining
+from morphlightning.models import CertifiedClassifier, LiftedModule, MorphologicalClassifier, PluginTraining
 from morphlightning.testing import _training
 from morphlightning.testing._subject import Subject, is_documented, is_saved_by_name, require_equal
 
@@ -65,7 +65,7 @@ def _often(subject: Subject) -> Any:
 def _trained_by(subject: Subject) -> Callable[[], PluginTraining]:
     """What makes the first model of the kit that the diagnostic does not refuse."""
     refusals = []
-    for make in (_classifier, _sum_of_slices):
+    for make in (_classifier, _sum_of_slices, _signed_classifier):
         try:
             _fit(make(), epochs=1, callbacks=[_often(subject)])
         except MorphLightningError as refusal:
@@ -96,3 +96,10 @@ def _sum_of_slices() -> LiftedModule:
     network = nn.Sequential(nn.Flatten(), slices)
     decay = "morphlightning:matched_decay"
     return LiftedModule(network, "cross_entropy", "morphlightning:adam", num_classes=3, regularizers=[decay])
+
+
+def _signed_classifier() -> CertifiedClassifier:
+    """For those that look at chains of max-plus layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return CertifiedClassifier((1, 2, 4), 3, hidden=(5,), clip=(0.0, 2.0), max_shift=0)
