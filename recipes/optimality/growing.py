@@ -28,7 +28,7 @@ class Stages:
     steps: int
     starts: int
     search: int
-    rate: float = 0.01
+    rate: float = 0.02
 
 
 class FullBatches(IterableDataset[tuple[Tensor, Tensor]]):
@@ -73,7 +73,7 @@ def train(
     model = LiftedModule(
         network,
         loss,
-        {"name": "adam", "lr": stages.rate},
+        {"name": "adam", "lr": stages.rate, "schedule": "cosine"},
         num_classes=classes,
         regularizers=[{"name": "matched_decay", "weight": weight}],
     )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from morphlightning.guarantees.optimality import Factor, GainDilation, Homogeneous, HomogeneousNetwork, Neuron
 
-SIDE, CLASSES, WEIGHT = 14, 10, 0.02
+SIDE, CLASSES, WEIGHT = 14, 10, 0.01
 
 
 @dataclass(frozen=True)

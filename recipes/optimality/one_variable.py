@@ -19,7 +19,7 @@ from morphlightning.guarantees.optimality import GainDilation
 WEIGHT, SAMPLES = 0.0125, 24
 PRESETS = {
     "tiny": Stages(slices=2, steps=20, starts=2, search=5),
-    "small": Stages(slices=6, steps=1000, starts=8, search=50),
+    "small": Stages(slices=6, steps=600, starts=8, search=50),
     "full": Stages(slices=12, steps=5000, starts=16, search=150),
 }
 RANDOM_STARTS = {"tiny": 1, "small": 4, "full": 10}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from morphlightning.guarantees.optimality.homogeneity import Homogeneous, Parameters
 from morphlightning.guarantees.optimality.penalties import rows
-from morphlightning.guarantees.optimality.subnetworks import scaled
+from morphlightning.guarantees.optimality.subnetworks import on_spheres, scaled
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ class PolarSearch:
         starts = {name: tensor.to(x) for name, tensor in drawn.items()}
         if also is not None:
             starts = {name: torch.cat([tensor, also[name].detach().to(x)]) for name, tensor in starts.items()}
-        current = _on_spheres(subnetwork, starts)
+        current = on_spheres(subnetwork, starts)
         best, where = ratios(subnetwork, current, x, z, shards), current
         for step in range(self.steps):
             values, slopes = _slopes(subnetwork, current, x, z, shards)
             best, where = _better(best, where, values, current)
             length = 1 / (1 + step / 10)
-            ahead = _on_spheres(subnetwork, slopes)
-            current = _on_spheres(subnetwork, {name: t + length * ahead[name] for name, t in current.items()})
+            ahead = on_spheres(subnetwork, slopes)
+            current = on_spheres(subnetwork, {name: t + length * ahead[name] for name, t in current.items()})
         best, where = _better(best, where, ratios(subnetwork, current, x, z, shards), current)
         first = int(best.argmax())
         direction = {name: tensor[first : first + 1] for name, tensor in where.items()}
@@ -161,14 +161,3 @@ def _better(
     better = values > best
     chosen = {name: torch.where(better.view(-1, *[1] * (t.ndim - 1)), current[name], t) for name, t in where.items()}
     return torch.where(better, values, best), chosen
-
-
-def _on_spheres(subnetwork: Homogeneous, stacked: Parameters) -> dict[str, Tensor]:
-    """Each block scaled to norm 1; what is 0 stays 0."""
-    found: dict[str, Tensor] = {}
-    for block in subnetwork.blocks:
-        squares = [rows(stacked[name]).square().sum(1) for name in block]
-        norms = torch.stack(squares).sum(0).sqrt()
-        factors = torch.where(norms > 0, 1 / norms, 0)
-        found |= scaled({name: stacked[name] for name in block}, factors)
-    return found

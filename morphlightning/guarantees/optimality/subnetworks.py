@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from morphlightning.errors import ConfigError
-from morphlightning.guarantees.optimality.homogeneity import Parameters, check_homogeneous
-from morphlightning.guarantees.optimality.penalties import PENALTIES, block_norms, penalty_for, rows
+from morphlightning.guarantees.optimality.homogeneity import Homogeneous, Parameters, check_homogeneous
+from morphlightning.guarantees.optimality.penalties import PENALTIES, block_norms, penalty_for
 from morphlightning.layers import MorphLayer
 
 SAMPLES = 3
@@ -78,6 +78,11 @@ class HomogeneousNetwork:
         self._shapes = {name: tuple(p.shape) for name, p in template.named_parameters()}
         if not self._shapes:
             raise ConfigError(f"HomogeneousNetwork: {type(network).__name__} has no parameters")
+        self._masks = {
+            f"{path}.weight".lstrip("."): layer.mask.cpu()
+            for path, layer in template.named_modules()
+            if isinstance(layer, MorphLayer)
+        }
         self._blocks = _blocks(template, list(self._shapes))
         self._theta = penalty_for(theta, degree, len(self._blocks))
         check_homogeneous(self, torch.randn(SAMPLES, *self.in_shape, generator=torch.Generator().manual_seed(1)))
@@ -114,21 +119,26 @@ class HomogeneousNetwork:
         return PENALTIES[self._theta].value(block_norms([[stacked[k] for k in block] for block in self.blocks]))
 
     def random(self, count: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Each tensor in a direction of its own, uniform on the sphere; 0 where a weight is missing."""
-        masks = {
-            f"{path}.weight".lstrip("."): layer.mask.cpu()
-            for path, layer in self._template.named_modules()
-            if isinstance(layer, MorphLayer)
+        """Each block uniform on a sphere; 0 where a weight is missing."""
+        drawn = {
+            _key(name): torch.randn(count, *shape, generator=generator) * self._masks.get(name, 1)
+            for name, shape in self._shapes.items()
         }
-        drawn = {}
-        for name, shape in self._shapes.items():
-            draw = torch.randn(count, *shape, generator=generator) * masks.get(name, torch.ones(()))
-            drawn[_key(name)] = draw / rows(draw).norm(dim=1).view(count, *[1] * len(shape))
-        return scaled(drawn, self.theta(drawn) ** (-1 / self.degree))
+        found = on_spheres(self, drawn)
+        return scaled(found, self.theta(found) ** (-1 / self.degree))
 
     def __repr__(self) -> str:
         """Class, degree and penalty."""
         return f"{type(self).__name__}({type(self._template).__name__}, degree={self.degree}, theta={self._theta!r})"
+
+
+def on_spheres(subnetwork: Homogeneous, stacked: Parameters) -> dict[str, Tensor]:
+    """Stacked parameters with each block scaled to norm 1; what is 0 stays 0."""
+    found: dict[str, Tensor] = {}
+    for block in subnetwork.blocks:
+        norms = block_norms([[stacked[name] for name in block]])[:, 0]
+        found |= scaled({name: stacked[name] for name in block}, torch.where(norms > 0, 1 / norms, 0))
+    return found
 
 
 def scaled(stacked: Parameters, factors: Tensor) -> dict[str, Tensor]:
