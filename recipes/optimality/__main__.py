@@ -11,7 +11,7 @@ images        MNIST or Fashion-MNIST: linear factors, max-plus (gain) dilations,
 Networks start with no slice. Each stage trains on the full batch, then the callbacks certify and append the slice that
 pays most. Tables are printed; everything is also written to recipes/results/optimality/<date>/: every report (CSV),
 figures (PNG), what was printed (findings.md), and how (facts.txt). Nothing is overwritten. --preset small takes about
-5 minutes of one core; tiny only tries the command.
+2 minutes of one core; tiny only tries the command.
 """
 
 from __future__ import annotations
