@@ -27,7 +27,7 @@ from morphlightning.guarantees.information.posteriors import (
 )
 from morphlightning.guarantees.information.priors import TapPrior
 from morphlightning.guarantees.information.rates import gaussian_rate, gumbel_rate
-from morphlightning.guarantees.information.taps import Taps, has_winners, observe, observed
+from morphlightning.guarantees.information.taps import Taps, has_winners, keep_winners, observe, observed
 
 __all__ = [
     "BoxPosterior",
@@ -48,6 +48,7 @@ __all__ = [
     "gumbel_kl",
     "gumbel_rate",
     "has_winners",
+    "keep_winners",
     "kl_inverse",
     "log_normal_kl",
     "log_uniform_kl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -94,3 +94,27 @@ def _samples(layer: MorphLayer, x: Tensor) -> Tensor:
     """Inputs (..., event) as (samples, *event)."""
     event = max(1, layer.weight.ndim - 1)
     return x.reshape(-1, *x.shape[x.ndim - event :])
+
+
+@torch.no_grad()
+def keep_winners(network: nn.Module, taps: Mapping[str, Taps], at_least: int = 1) -> int:
+    """Mask the taps that win fewer than ``at_least`` maxima, in place; every unit keeps the one that wins most.
+
+    With ``at_least=1`` no output on the observed data changes. A network with few taps is known by few bits.
+
+    Args:
+        network: What was observed.
+        taps: By name of layer, from :func:`observed` or :func:`evidence`.
+        at_least: Wins of a tap that stays.
+
+    Returns:
+        How many taps are left in these layers.
+    """
+    left = 0
+    for name, seen in taps.items():
+        layer: Any = network.get_submodule(name)
+        wins = seen.wins.masked_fill(~layer.mask, -1).flatten(1)
+        kept = (wins >= max(at_least, 1)).scatter(1, wins.argmax(1, keepdim=True), True)
+        layer.mask &= kept.view_as(layer.mask)
+        left += int(layer.mask.sum())
+    return left

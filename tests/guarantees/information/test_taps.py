@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from morphlightning import layers
-from morphlightning.guarantees.information import Taps, observe, observed
+from morphlightning.guarantees.information import Taps, keep_winners, observe, observed
 from morphlightning.layers import (
     Dilation,
     Dilation2d,
@@ -99,3 +99,16 @@ def test_layers_with_winners_are_observed_while_a_network_runs() -> None:
     assert list(found) == ["0", "3"]
     assert found["0"].wins.sum() == 2 * 12 * 5
     assert not any(child._forward_pre_hooks for child in network)
+
+
+def test_masking_what_never_wins_changes_no_output() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(SignedDilation(4, 5, initializer="uniform"), Erosion(5, 3, initializer="uniform"))
+    x = torch.rand(30, 4)
+    with torch.no_grad(), observed(network) as found:
+        before = network(x)
+    winning = sum(int(taps.winning.sum()) for taps in found.values())
+    assert keep_winners(network, found) == winning < 55
+    assert torch.equal(network(x), before)
+    assert keep_winners(network, found, 10**6) == 8  # the most frequent of each unit
+    assert all(layer.mask.any(1).all() for layer in network)

@@ -1,0 +1,71 @@
+"""How much networks of digits know, in bits: of weights, of activations, of taps that win, and a bound on the error.
+
+    python recipes/information --data-dir data
+    python recipes/information --data-dir data --only bound --seeds 0 1 2
+
+bound           a max-plus network trained for its PAC-Bayes bound on MNIST: margins, few winning taps, no sampling
+comparison      three networks side by side: bits of weights and activations, winning taps, a bound where there is one
+neurons         one dilation neuron from noisy data: EM under Gumbel noise, residuation, Adam
+
+Tables are printed; everything is also written to recipes/results/information/<date>/: every number (CSV), figures
+(PNG), what was printed (findings.md), and how (facts.txt). Nothing is overwritten. --preset small takes about a
+minute of one core, full is for a GPU or an hour; --preset tiny only tries the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # where what recipes share is found
+
+PARTS = ("bound", "comparison", "neurons")
+
+
+def main() -> None:
+    parser = arguments()
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # read when a library is loaded, so before any import of one
+    from morphlightning.errors import MorphLightningError
+
+    try:
+        run(chosen)
+    except MorphLightningError as error:
+        parser.error(str(error))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="information", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default="data", help="where the images are or shall be; default: data")
+    parser.add_argument("--dataset", choices=("mnist", "fashion"), default="mnist")
+    parser.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: as the preset has them")
+    parser.add_argument("--device", default="cpu", help="where networks are trained; default: cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "information")
+    return parser
+
+
+def run(chosen: argparse.Namespace) -> None:
+    import torch
+    from shared.report import Report
+
+    torch.set_num_threads(chosen.threads)
+    torch.set_flush_denormal(True)
+    report = Report.begin(chosen.results)
+    for part in chosen.only:
+        module = importlib.import_module(part)
+        setting = module.PRESETS[chosen.preset]
+        with report.part(part, module.__doc__):
+            module.run(chosen, setting, tuple(chosen.seeds or range(setting.seeds)), report)
+    report.console.print(f"results: {report.folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
