@@ -76,8 +76,8 @@ class PolarSearch:
 
     Each block of parameters lives on the unit sphere and steps along its normalized gradient, by lengths
     :math:`1 / (1 + t / 10)`; where <z, phi(K)> is convex in a block this is the power method with memory. Starts are
-    random, and the slices that there are. It finds what it finds: a value above the bound of a theorem refutes, one
-    below it proves nothing.
+    random, and the slices that there are; one without any slope goes on from its opposite. It finds what it finds: a
+    value above the bound of a theorem refutes, one below it proves nothing.
 
     Args:
         starts: Number of random starts.
@@ -114,7 +114,8 @@ class PolarSearch:
             best, where = _better(best, where, values, current)
             length = 1 / (1 + step / 10)
             ahead = on_spheres(subnetwork, slopes)
-            current = on_spheres(subnetwork, {name: t + length * ahead[name] for name, t in current.items()})
+            moved = on_spheres(subnetwork, {name: t + length * ahead[name] for name, t in current.items()})
+            current = scaled(moved, torch.where(_dead(slopes), -1, 1))
         best, where = _better(best, where, ratios(subnetwork, current, x, z, shards), current)
         first = int(best.argmax())
         direction = {name: tensor[first : first + 1] for name, tensor in where.items()}
@@ -152,6 +153,11 @@ def _slopes(
     products, *flat = packed.split([1, *(slope[0].numel() for slope in slopes)], 1)
     gradients = {name: one.view_as(leaves[name]) for name, one in zip(leaves, flat, strict=True)}
     return _ratios(subnetwork, stacked, products[:, 0]), gradients
+
+
+def _dead(slopes: Parameters) -> Tensor:
+    """Which of stacked subnetworks have no slope at all: their opposite has, of neurons that no sample activates."""
+    return torch.stack([(rows(slope) == 0).all(1) for slope in slopes.values()]).all(0)
 
 
 def _better(

@@ -139,7 +139,7 @@ def test_growing_from_nothing_stops_at_the_rank(matrix, fit) -> None:
     assert grown_slice(of(network, matrix), {n: -t[0] for n, t in network.slices.items()}) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 10), st.floats(0.01, 4), st.integers(0, 15))
 def test_the_gap_is_never_below_the_distance_to_the_optimum(fit, seed, count, start, steps) -> None:
     """HV-1: wherever the parameters are."""
@@ -181,7 +181,7 @@ def test_the_gap_of_cross_entropy_against_a_convex_solver(descend) -> None:
         assert (abs(excess) < 1e-8 and report.gap < 1e-4) == (expected == "certified")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.01, 3), st.sampled_from([0.003, 0.03, 0.3]))
 def test_the_gap_of_cross_entropy_is_never_too_small(descend, seed, start, weight) -> None:
     """HV-3: F* is at most the value at any point, here at a descended one."""

@@ -151,7 +151,7 @@ def test_a_bad_stationary_point_is_refuted() -> None:
     assert problem.value() < report.objective
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 6), st.floats(0.01, 3), st.sampled_from([0.01, 0.03, 0.1]))
 def test_the_gap_is_never_below_what_can_be_gained(seed, count, start, weight) -> None:
     """HV-4: any network has an objective above the certified lower bound of any other one."""
@@ -204,7 +204,7 @@ def test_balances_are_what_eulers_identity_says() -> None:
         torch.testing.assert_close(along, -subnetwork.degree * report.slice_balance, rtol=1e-9, atol=1e-11)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 4), st.floats(-3, 3))
 def test_no_direction_exceeds_an_upper_bound_of_the_polar(seed, samples, inputs, outputs, shift) -> None:
     """The search is the attack on the bounds of neurons and dilations."""
@@ -215,6 +215,13 @@ def test_no_direction_exceeds_an_upper_bound_of_the_polar(seed, samples, inputs,
         bound = subnetwork.polar_bound(x, z, Shards(samples)).value
         found = PolarSearch(4, 20, seed)(subnetwork, x, z, Shards(samples))
         assert found.value <= bound * (1 + 1e-12)
+
+
+def test_no_start_is_lost_where_no_sample_activates_a_neuron() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(30, 6, generator=generator, dtype=torch.float64) + 2
+    z = torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    assert all(PolarSearch(1, 40, seed)(Neuron(6, 2), x, z, Shards(30)).value > 0 for seed in range(12))
 
 
 def test_the_search_mostly_finds_the_exact_polar() -> None:
