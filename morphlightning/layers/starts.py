@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from morphlightning.interfaces import Hardenable
 from morphlightning.layers.base import MorphLayer
+
+LEAST_SHARE = 1e-6
+"""Of a message, that still moves a weight: adaptive optimizers do not look at the size."""
 
 
 def dense_layers(module: nn.Module) -> Iterator[tuple[str, MorphLayer]]:
@@ -37,16 +41,16 @@ def all_units_equal(layer: MorphLayer) -> bool:
 def few_can_win(layer: MorphLayer, x: Tensor) -> bool:
     """Whether the spread of a dense layer's weights decides who wins, and not its inputs x (..., in).
 
-    An input contends if its weight lies within two standard deviations of x below the largest of the unit, and one
-    unit of temperature more in a soft layer, where that much less still has a share. Too few do where in the median
-    unit less than a quarter contend, although the weights vary (by the middle half) more than that: a structured start,
-    as the identity, keeps the others out on purpose.
+    An input contends if its weight lies within two standard deviations of x below the largest of the unit, and further
+    in a soft layer, down to a share of a millionth of the message. Too few do where in the median unit less than a
+    quarter contend, although the weights vary (by the middle half) more than that: a structured start, as the identity,
+    keeps the others out on purpose.
     """
     w = layer.effective_weight.float()
     deviation = x.float().std(correction=0)
     if not 0 < deviation < torch.inf:
         return False
-    reach = 2 * deviation + (1 / layer.beta if isinstance(layer, Hardenable) else 0)
+    reach = 2 * deviation + (-math.log(LEAST_SHARE) / layer.beta if isinstance(layer, Hardenable) else 0)
     contend = (w >= w.amax(1, keepdim=True) - reach).float().mean(1).median()
     ordered = w.masked_fill(~layer.mask, 0).sort(1).values
     quarter = w.shape[1] // 4
