@@ -22,26 +22,21 @@ Tables are shown, and written with figures to recipes/results/badmm_denoising/<d
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # where what recipes share is found
 
 PARTS = ("grid", "compare", "cost", "pictures")
 METHODS = ("sgd", "nesterov", "adam", "lbfgs", "badmm", "mm")
 
 
 def main() -> None:
-    parser = arguments()
-    chosen = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # read when a library is loaded, so before any import of one
-    from morphlightning.errors import MorphLightningError
+    from shared.command import start
 
-    try:
-        run(chosen)
-    except MorphLightningError as error:
-        parser.error(str(error))
+    start(arguments(), run)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -19,10 +19,12 @@ value are written to recipes/results/inverse_zoo/<date>/. Nothing is overwritten
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.append(str(Path(__file__).parents[1]))  # where what recipes share is found
 
 NAMES = ("deblurring", "inpainting", "super-resolution", "fourier", "ct")
 
@@ -47,15 +49,9 @@ PRESETS = {
 
 
 def main() -> None:
-    parser = arguments()
-    chosen = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # read when a library is loaded, so before any import of one
-    from morphlightning.errors import MorphLightningError
+    from shared.command import start
 
-    try:
-        run(chosen)
-    except MorphLightningError as error:
-        parser.error(str(error))
+    start(arguments(), run)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -28,15 +27,9 @@ PARTS = ("regression", "classification")
 
 
 def main() -> None:
-    parser = arguments()
-    chosen = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # read when a library is loaded, so before any import of one
-    from morphlightning.errors import MorphLightningError
+    from shared.command import start
 
-    try:
-        run(chosen)
-    except MorphLightningError as error:
-        parser.error(str(error))
+    start(arguments(), run)
 
 
 def arguments() -> argparse.ArgumentParser:
