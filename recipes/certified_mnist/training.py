@@ -161,5 +161,5 @@ def _trainer(setting: Setting, run: Path, timer: Timer) -> L.Trainer:
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,
     )
