@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -67,8 +68,9 @@ class _Soft(MorphLayer):
             layer.weight.copy_(self.weight)
         return layer
 
+    @abstractmethod
     def _hard_layer(self) -> MorphLayer:
-        raise NotImplementedError
+        """The hard layer of the same sizes, with any weights."""
 
 
 class SoftDilation(_Soft):

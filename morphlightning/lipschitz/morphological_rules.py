@@ -13,12 +13,9 @@ from torch import nn
 from morphlightning import layers
 from morphlightning.errors import NotCertifiable
 from morphlightning.interfaces import LipschitzSpec
+from morphlightning.layers.families import RANKS, family
 from morphlightning.layers.windows import WindowLayer
 from morphlightning.lipschitz.spec import Measured, lipschitz_spec, pointwise, register
-
-
-def _family(*names: str, ranks: tuple[str, ...] = ("", "1d", "2d", "3d")) -> list[type[nn.Module]]:
-    return [getattr(layers, name + rank) for name in names for rank in ranks]
 
 
 def _increasing_spec(constant: float, why: str = "increasing, and it commutes with adding constants") -> LipschitzSpec:
@@ -26,9 +23,9 @@ def _increasing_spec(constant: float, why: str = "increasing, and it commutes wi
 
 
 @register(
-    *_family("Dilation", "Erosion", "Opening", "Closing", "SupOfErosions", "DilationErosion"),
-    *_family("DilationErosionPerceptron", "SoftDilation", "SoftErosion"),
-    *_family("Reconstruction", "MorphPool", ranks=("1d", "2d", "3d")),
+    *family("Dilation", "Erosion", "Opening", "Closing", "SupOfErosions", "DilationErosion"),
+    *family("DilationErosionPerceptron", "SoftDilation", "SoftErosion"),
+    *family("Reconstruction", "MorphPool", ranks=RANKS),
 )
 def _increasing(module: Any, norm: Measured) -> LipschitzSpec:
     if getattr(module, "return_provenance", False):
@@ -37,7 +34,7 @@ def _increasing(module: Any, norm: Measured) -> LipschitzSpec:
     return _increasing_spec(added) if added == 1 else _increasing_spec(added, f"sums of {added} such channels")
 
 
-@register(*_family("SignedDilation", "SignedErosion", "SoftSignedDilation", "SoftSignedErosion", ranks=("",)))
+@register(*family("SignedDilation", "SignedErosion", "SoftSignedDilation", "SoftSignedErosion", ranks=("",)))
 def _signed(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return LipschitzSpec(1.0, "linf", "linf", True, "a maximum or minimum of maps that move each by one input")
 
@@ -54,12 +51,12 @@ def _mean_shift(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return pointwise(1.0, "a shift")
 
 
-@register(*_family("Gradient", "TopHat", ranks=("1d", "2d", "3d")))
+@register(*family("Gradient", "TopHat", ranks=RANKS))
 def _difference(module: nn.Module, norm: Measured) -> LipschitzSpec:
     return _increasing_spec(2.0, "a difference of two increasing maps that commute with adding constants")
 
 
-@register(*_family("MinMaxPlus"))
+@register(*family("MinMaxPlus"))
 def _min_max_plus(module: Any, norm: Measured) -> LipschitzSpec:
     linear = lipschitz_spec(module.linear, norm)
     factor = _added(module.dilation) * _added(module.erosion)

@@ -57,7 +57,7 @@ def run(chosen: argparse.Namespace) -> None:
         setting = module.PRESETS[chosen.preset]
         with report.part(part, module.__doc__):
             module.run(chosen, setting, tuple(chosen.seeds or range(setting.seeds)), report)
-    report.console.print(f"results: {report.folder}", soft_wrap=True)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def run(chosen: argparse.Namespace) -> None:
         module = importlib.import_module(part)
         with report.part(part, module.__doc__):
             module.run(chosen, module.PRESETS[chosen.preset], report)
-    report.console.print(f"results: {report.folder}", soft_wrap=True)
+    report.finish()
 
 
 if __name__ == "__main__":

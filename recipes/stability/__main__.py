@@ -59,7 +59,7 @@ def run(chosen: argparse.Namespace) -> None:
         module = importlib.import_module(part)
         with report.part(part, module.__doc__):
             module.run(study, report)
-    report.console.print(f"results: {report.folder}", soft_wrap=True)
+    report.finish()
 
 
 if __name__ == "__main__":

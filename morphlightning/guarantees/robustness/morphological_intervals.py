@@ -25,15 +25,12 @@ from morphlightning.functional import dilation, erosion, soft_dilation, soft_ero
 from morphlightning.guarantees.robustness.boxes import Box, largest, widened
 from morphlightning.guarantees.robustness.intervals import check_evaluation, propagate, register_interval
 from morphlightning.layers.base import MorphLayer
+from morphlightning.layers.families import RANKS, family
 from morphlightning.layers.windows import WindowLayer
 from morphlightning.ops.eager import compute_dtype
 
 SOFT_ERROR = 64
 """Units in the last place of twice the error of soft operators, 2e-6 in float32 (docs/conventions.md)."""
-
-
-def _family(*names: str, ranks: tuple[str, ...] = ("", "1d", "2d", "3d")) -> list[type[nn.Module]]:
-    return [getattr(layers, name + rank) for name in names for rank in ranks]
 
 
 # -------------------------------------------------------------------------------------------------------------- signed
@@ -79,8 +76,8 @@ def _half_sums(module: Any) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------- increasing
 @register_interval(
-    *_family("Dilation", "Erosion", "SupOfErosions", "DilationErosion"),
-    *_family("MorphPool", ranks=("1d", "2d", "3d")),
+    *family("Dilation", "Erosion", "SupOfErosions", "DilationErosion"),
+    *family("MorphPool", ranks=RANKS),
 )
 def _one_addition(module: nn.Module, box: Box) -> Box:
     """Increasing, and each output is one rounded sum, unless channels are added."""
@@ -89,15 +86,13 @@ def _one_addition(module: nn.Module, box: Box) -> Box:
     return widened(lower, upper, _slack(module, box, 2 * added * added) if added > 1 else None)
 
 
-@register_interval(
-    *_family("Opening", "Closing", "DilationErosionPerceptron"), *_family("Reconstruction", ranks=("1d", "2d", "3d"))
-)
+@register_interval(*family("Opening", "Closing", "DilationErosionPerceptron"), *family("Reconstruction", ranks=RANKS))
 def _several_roundings(module: nn.Module, box: Box) -> Box:
     lower, upper = _at_ends(module, box)
     return widened(lower, upper, _slack(module, box, 8 * added_channels(module) ** 2))
 
 
-@register_interval(*_family("SoftDilation", "SoftErosion"))
+@register_interval(*family("SoftDilation", "SoftErosion"))
 def _soft(module: Any, box: Box) -> Box:
     if module.beta.isinf():
         return propagate(module.harden(), box)
@@ -105,7 +100,7 @@ def _soft(module: Any, box: Box) -> Box:
     return widened(lower, upper, _soft_slack(module, lower, upper))
 
 
-@register_interval(*_family("MinMaxPlus"))
+@register_interval(*family("MinMaxPlus"))
 def _min_max_plus(module: Any, box: Box) -> Box:
     return propagate(nn.Sequential(module.linear, module.dilation, module.erosion), box)
 

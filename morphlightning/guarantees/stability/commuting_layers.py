@@ -13,14 +13,10 @@ from morphlightning import layers
 from morphlightning.guarantees.stability.claims import Change, claims, register_equivariances
 from morphlightning.interfaces import Equivariances
 from morphlightning.layers import MorphLayer
+from morphlightning.layers.families import RANKS, family
 from morphlightning.layers.windows import WindowLayer
 
-RANKS = ("1d", "2d", "3d")
 NOTHING = Equivariances()
-
-
-def _family(*names: str, ranks: tuple[str, ...] = RANKS) -> list[type[nn.Module]]:
-    return [getattr(layers, name + rank) for name in names for rank in ranks]
 
 
 # ------------------------------------------------------------------------------------------------------- morphological
@@ -34,60 +30,60 @@ def _if_flat(module: nn.Module) -> tuple[Change, ...]:
     return ("contrast", "gain") if _flat(module) else ()
 
 
-@register_equivariances(*_family("Dilation", ranks=("",)))
+@register_equivariances(*family("Dilation", ranks=("",)))
 def _dilation(module: nn.Module) -> Equivariances:
     return claims("sup", *_if_flat(module), rounded=("brightness",))
 
 
-@register_equivariances(*_family("Erosion", ranks=("",)))
+@register_equivariances(*family("Erosion", ranks=("",)))
 def _erosion(module: nn.Module) -> Equivariances:
     return claims("inf", *_if_flat(module), rounded=("brightness",))
 
 
-@register_equivariances(*_family("Opening", "Closing", "SupOfErosions", "DilationErosion", ranks=("",)))
+@register_equivariances(*family("Opening", "Closing", "SupOfErosions", "DilationErosion", ranks=("",)))
 def _increasing(module: nn.Module) -> Equivariances:
     return claims(*_if_flat(module), rounded=("brightness",))
 
 
-@register_equivariances(*_family("SoftDilation", "SoftErosion", ranks=("",)))
+@register_equivariances(*family("SoftDilation", "SoftErosion", ranks=("",)))
 def _soft(module: nn.Module) -> Equivariances:
     return claims(rounded=("brightness",))
 
 
-@register_equivariances(*_family("Dilation", "MorphPool"))
+@register_equivariances(*family("Dilation", "MorphPool", ranks=RANKS))
 def _windowed_dilation(module: WindowLayer) -> Equivariances:
     return _windowed(module, "sup")
 
 
-@register_equivariances(*_family("Erosion"))
+@register_equivariances(*family("Erosion", ranks=RANKS))
 def _windowed_erosion(module: WindowLayer) -> Equivariances:
     return _windowed(module, "inf")
 
 
-@register_equivariances(*_family("DilationErosion", "SupOfErosions"))
+@register_equivariances(*family("DilationErosion", "SupOfErosions", ranks=RANKS))
 def _windowed_composite(module: nn.Module) -> Equivariances:
     part = next(part for part in module.modules() if isinstance(part, WindowLayer))
     return _windowed(part, flat=_flat(module))
 
 
-@register_equivariances(*_family("SoftDilation", "SoftErosion"))
+@register_equivariances(*family("SoftDilation", "SoftErosion", ranks=RANKS))
 def _soft_window(module: WindowLayer) -> Equivariances:
     found = _windowed(module, flat=False)
     return Equivariances(frozenset(), found.bitwise | found.rounded, found.reach, found.stride)
 
 
-@register_equivariances(*_family("Opening", "Closing"))
+@register_equivariances(*family("Opening", "Closing", ranks=RANKS))
 def _tied(module: WindowLayer) -> Equivariances:
     return _windowed(module, stages=2)
 
 
-@register_equivariances(*_family("Gradient", "TopHat"))
+@register_equivariances(*family("Gradient", "TopHat", ranks=RANKS))
 def _difference(module: WindowLayer) -> Equivariances:
     found = _windowed(module, flat=False, stages=2)
     return claims("shift", rounded=("gain",) if _flat(module) else (), reach=found.reach)
 
 
-@register_equivariances(*_family("Reconstruction"))
+@register_equivariances(*family("Reconstruction", ranks=RANKS))
 def _reconstruction(module: nn.Module) -> Equivariances:
     return _increasing(module)  # type: ignore[no-any-return]  # of shifts nothing: what is near the border may flow in
 
