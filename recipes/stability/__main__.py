@@ -31,17 +31,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", default="data", help="where the images are or shall be; default: data")
-    parser.add_argument("--dataset", choices=("mnist", "fashion"), default="mnist")
-    parser.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    from shared.command import study_parser
+
+    parser = study_parser("stability", __doc__, PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: as the preset has them")
-    parser.add_argument("--device", default="cpu", help="where networks are trained; default: cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results" / "stability")
     return parser
 
 
